@@ -1,0 +1,225 @@
+"""The checkpoint store: trained models as folders with a manifest, whole or not there at all.
+
+Here: writing a folder beside and renaming it into place, and telling whether a folder is what its manifest
+says. What a checkpoint's files are is up to whoever trains it; which checkpoint is best is the evaluation's
+to say.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+MANIFEST = "manifest.json"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_UNFINISHED = ".unfinished-"
+
+
+class BrokenCheckpoint(Exception):  # noqa: N818 (it names what was found)
+    """A checkpoint is missing, incomplete or altered; says which file and what to do."""
+
+
+class CheckpointFile(BaseModel):
+    """Hash and size of one file of a checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sha256: str
+    bytes: int
+
+
+class CheckpointManifest(BaseModel):
+    """What a checkpoint is and where it comes from. `files`, `metrics` and `made_at` are filled in by the
+    store when it is committed.
+
+    stage: sft or dpo. target: the video model, None for the trunk. base: the model or checkpoint it was
+    trained from. recipe: everything that decided it. inputs: {table: lake snapshot}. files: {relative path:
+    hash and size}.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: str
+    stage: str
+    target: str | None = None
+    base: str
+    recipe: dict[str, Any]
+    inputs: dict[str, int] = Field(default_factory=dict)
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, CheckpointFile] = Field(default_factory=dict)
+    made_at: datetime.datetime | None = None
+
+
+class CheckpointStore:
+    """Checkpoints under `root`, each a folder named by its id."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def commit(
+        self, checkpoint_id: str, manifest: CheckpointManifest, fill: Callable[[Path], Mapping[str, Any]]
+    ) -> Path:
+        """Make a checkpoint: `fill` writes its files into the folder it is given and returns its metrics.
+
+        The folder appears under its id only when everything is on the disk; a crash leaves nothing that looks
+        like a checkpoint. One that is there and whole is kept and `fill` is not called; a broken one is
+        replaced. ValueError for an id that is no plain name or is not the manifest's.
+        """
+        final = self._folder(checkpoint_id)
+        if manifest.id != checkpoint_id:
+            raise ValueError(f"the manifest is of checkpoint {manifest.id!r}, not {checkpoint_id!r}")
+        if self._is_whole(checkpoint_id):
+            return final
+        self.root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{checkpoint_id}-", dir=self.root))
+        try:
+            metrics = dict(fill(folder))
+            files = _hashed_files(folder)
+            if not files:
+                raise ValueError(f"checkpoint {checkpoint_id}: fill wrote no file")
+            complete = manifest.model_copy(
+                update={"metrics": metrics, "files": files, "made_at": datetime.datetime.now(datetime.UTC)}
+            )
+            _write_durably(folder / MANIFEST, complete.model_dump_json(indent=2))
+            folder.chmod(0o755)  # mkdtemp makes folders that only their owner may read
+            self._put_in_place(folder, final, checkpoint_id)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        return final
+
+    def exists(self, checkpoint_id: str) -> bool:
+        """Whether a checkpoint of this id was completed. A quick look; `load` checks the files."""
+        return (self._folder(checkpoint_id) / MANIFEST).is_file()
+
+    def path(self, checkpoint_id: str) -> Path:
+        """Its folder, whether it is there or not. ValueError for an id that is no plain name."""
+        return self._folder(checkpoint_id)
+
+    def load(self, checkpoint_id: str, verify: bool = True) -> tuple[Path, CheckpointManifest]:
+        """Folder and manifest. BrokenCheckpoint if a file is missing or (with `verify`, which reads them all)
+        altered."""
+        folder = self._folder(checkpoint_id)
+        manifest = self._manifest(checkpoint_id)
+        for name, expected in manifest.files.items():
+            problem = _problem(folder, name, expected, verify=verify)
+            if problem:
+                raise BrokenCheckpoint(f"checkpoint {checkpoint_id}: {name} {problem}; {_remedy(folder)}")
+        return folder, manifest
+
+    def list(self) -> list[CheckpointManifest]:
+        """Manifests of all completed checkpoints, the oldest first."""
+        manifests = [self._manifest(checkpoint_id) for checkpoint_id in self._ids()]
+        return sorted(manifests, key=lambda manifest: (str(manifest.made_at), manifest.id))
+
+    def _ids(self) -> Sequence[str]:
+        """Ids of the completed checkpoints; folders that are being filled have names that are no ids."""
+        folders = (file.parent.name for file in self.root.glob(f"*/{MANIFEST}"))
+        return sorted(name for name in folders if _ID.fullmatch(name))
+
+    def _folder(self, checkpoint_id: str) -> Path:
+        if not _ID.fullmatch(checkpoint_id):
+            raise ValueError(f"{checkpoint_id[:200]!r} cannot name a checkpoint: use letters, digits, _ . -")
+        return self.root / checkpoint_id
+
+    def _manifest(self, checkpoint_id: str) -> CheckpointManifest:
+        folder = self._folder(checkpoint_id)
+        if not folder.is_dir():
+            known = ", ".join(self._ids()) or "none"
+            raise BrokenCheckpoint(
+                f"there is no checkpoint {checkpoint_id} in {self.root}; there are: {known}"
+            )
+        try:
+            manifest = CheckpointManifest.model_validate_json((folder / MANIFEST).read_bytes())
+        except FileNotFoundError as error:
+            raise BrokenCheckpoint(
+                f"checkpoint {checkpoint_id}: {MANIFEST} is missing; {_remedy(folder)}"
+            ) from error
+        except (OSError, ValidationError) as error:
+            raise BrokenCheckpoint(
+                f"checkpoint {checkpoint_id}: {MANIFEST} cannot be read "
+                f"({str(error).splitlines()[0]}); {_remedy(folder)}"
+            ) from error
+        if manifest.id != checkpoint_id:
+            raise BrokenCheckpoint(
+                f"checkpoint {checkpoint_id}: {MANIFEST} is that of {manifest.id}; {_remedy(folder)}"
+            )
+        return manifest
+
+    def _is_whole(self, checkpoint_id: str) -> bool:
+        try:
+            self.load(checkpoint_id)
+        except BrokenCheckpoint:
+            return False
+        return True
+
+    def _put_in_place(self, folder: Path, final: Path, checkpoint_id: str) -> None:
+        if final.exists() and not self._is_whole(checkpoint_id):
+            shutil.rmtree(final)
+        try:
+            folder.rename(final)
+        except OSError:
+            # Another process finished the same checkpoint in the meantime: one of them is enough.
+            if not self._is_whole(checkpoint_id):
+                raise
+        _sync(self.root)
+
+
+def _remedy(folder: Path) -> str:
+    return f"remove the folder {folder} and materialize its asset again, or restore it from a copy"
+
+
+def _hashed_files(folder: Path) -> dict[str, CheckpointFile]:
+    """Every file but the manifest, by relative path; all of them are on the disk when this returns."""
+    files = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.is_symlink():
+            raise ValueError(f"a checkpoint holds plain files, but {name} is a link")
+        if file.is_file() and name != MANIFEST:
+            _sync(file)
+            files[name] = CheckpointFile(sha256=_sha256(file), bytes=file.stat().st_size)
+        elif file.is_dir():
+            _sync(file)
+    return files
+
+
+def _problem(folder: Path, name: str, expected: CheckpointFile, *, verify: bool) -> str | None:
+    """What is wrong with one file, or None."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        return "lies outside the checkpoint's folder"
+    if not file.is_file():
+        return "is missing"
+    size = file.stat().st_size
+    if size != expected.bytes:
+        return f"has {size} bytes instead of {expected.bytes}"
+    if verify and _sha256(file) != expected.sha256:
+        return "was altered (its sha256 is not the manifest's)"
+    return None
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_durably(file: Path, text: str) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,440 @@
+"""Bringing a table up to date: do what is missing, batch by batch, and leave it as if made from scratch.
+
+The heart of the platform, and pure storage: an asset gives the input rows, the recipe and a function from a
+batch of input rows to output rows. Here: computing, committing, quarantine, clearing away, the report. What
+is to be done is decided in `storage.plan`; tables that are a function of a whole set are in
+`storage.rebuild`.
+"""
+
+# ruff: noqa: S608 (SQL names come from Table, which takes plain identifiers only; values are parameters)
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import pyarrow as pa
+
+from storage.content import data_version
+from storage.ids import content_id
+from storage.lake import Lake, Transaction, checked_rows
+from storage.plan import Mode, Plan, RefreshConfig, RefreshError, plan
+from storage.rebuild import Report, rebuild
+from storage.recipe import Recipe, remember, stamped
+from storage.tables import FAILURES, RECIPES, THROUGHPUT, Table, quoted
+
+__all__ = [
+    "BatchFunction",
+    "BatchResult",
+    "Failure",
+    "Mapper",
+    "Mode",
+    "Plan",
+    "Progress",
+    "Recipe",
+    "RefreshConfig",
+    "RefreshError",
+    "RefreshFailed",
+    "Report",
+    "data_version",
+    "plan",
+    "rebuild",
+    "refresh",
+]
+
+ERROR_LENGTH = 2000
+SMALL_COMMITS = 50
+"""After so many batch commits the table's many small files are merged."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One input row that gives no result, and why."""
+
+    input_id: str
+    error: str
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What the function made of a batch: one output row (with input_id) or one Failure per input row."""
+
+    rows: pa.Table
+    failures: Sequence[Failure] = ()
+
+
+BatchFunction: TypeAlias = Callable[[pa.Table], BatchResult]
+
+
+class Mapper(Protocol):
+    """Applies a function to batches, here or elsewhere; yields each batch with its result, in any order."""
+
+    def __call__(
+        self, function: BatchFunction, batches: Iterable[pa.Table]
+    ) -> Iterable[tuple[pa.Table, BatchResult]]: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a refresh is: rows done (failed ones included) of total."""
+
+    done: int
+    total: int
+    failed: int
+    seconds: float
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        return (self.total - self.done) / self.rows_per_second if self.done else None
+
+
+class RefreshFailed(Exception):  # noqa: N818 (it names an outcome; the good rows are in the table)
+    """Too many rows failed. The good rows are committed; the failed ones are in `failures`."""
+
+    def __init__(self, table: Table, failures: Sequence[Failure], attempted: int, allowed: float) -> None:
+        self.failures = tuple(failures)
+        self.attempted = attempted
+        shown = "\n".join(f"  {failure.input_id}: {_first_line(failure.error)}" for failure in failures[:10])
+        more = f"\n  and {len(failures) - 10} more (table failures)" if len(failures) > 10 else ""
+        super().__init__(
+            f"table {table.label}: {len(failures)} of {attempted} rows failed, more than the allowed share "
+            f"of {allowed:g}; the good rows are kept, and the failed ones are tried again by the next refresh:\n"
+            f"{shown}{more}"
+        )
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A batch function that quarantines: when a batch raises, its rows are tried one by one, so that only the
+    bad ones fail. Made of plain data, so that a mapper may send it to other processes."""
+
+    function: BatchFunction
+
+    def __call__(self, batch: pa.Table) -> BatchResult:
+        try:
+            return self.function(batch)
+        except Exception as error:
+            if batch.num_rows == 1:
+                return BatchResult(
+                    batch.slice(0, 0), [Failure(batch["input_id"][0].as_py(), _described(error))]
+                )
+        results = [self(batch.slice(index, 1)) for index in range(batch.num_rows)]
+        rows = [result.rows for result in results if result.rows.num_rows]
+        return BatchResult(
+            pa.concat_tables(rows, promote_options="permissive") if rows else batch.slice(0, 0),
+            [failure for result in results for failure in result.failures],
+        )
+
+
+def map_here(function: BatchFunction, batches: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, BatchResult]]:
+    """The plain mapper: one batch after the other, in this process."""
+    for batch in batches:
+        yield batch, function(batch)
+
+
+def refresh(
+    lake: Lake,
+    table: Table,
+    inputs: pa.Table | str,
+    recipe: Recipe,
+    function: BatchFunction,
+    config: RefreshConfig | None = None,
+    *,
+    run_id: str,
+    mapper: Mapper = map_here,
+    progress: Callable[[Progress], None] = lambda _: None,
+    lost: Collection[str] = (),
+) -> Report:
+    """Bring the table up to date with its inputs and recipe.
+
+    `inputs`, `lost`: as for `plan`. `function` gets a batch of input rows and returns a BatchResult whose
+    rows have the table's own columns and input_id; the lineage columns are added here. Each batch is committed
+    on its own, a stale row being replaced in the commit that writes its successor, so that a killed run resumes
+    from its last batch and readers never miss a row. Rows of gone inputs are removed at the end, and so are
+    rows of other recipes whose input is done or failed (APPEND keeps rows of other recipes, unless a new row
+    has the same key).
+
+    A row that fails goes to `failures` and is tried again by the next refreshes, up to `max_attempts`. Raises
+    RefreshFailed, after committing the good rows and clearing nothing away, if more than `max_failure_ratio`
+    of the table's rows are missing for failures, or of the rows tried for the first time (if they are a batch
+    or more: one bad new row is no reason to stop everything downstream). Raises RefreshError, which is never
+    quarantined, for a function that forgets or invents rows, or gives two rows the same key.
+    """
+    config = config or RefreshConfig()
+    lake.create(table, RECIPES, FAILURES, THROUGHPUT)
+    planned = plan(lake, table, inputs, recipe, config, lost=lost, run_id=run_id)
+    work = _Work(lake, table, recipe, config, run_id, planned)
+    work.compute(function, mapper, progress)
+    work.raise_if_too_many_failed()
+    removed = work.clear_away()
+    if work.commits >= SMALL_COMMITS:
+        lake.compact(table)
+    return work.report(removed)
+
+
+class _Work:
+    """One refresh while it runs: what it needs everywhere, and what it counts."""
+
+    def __init__(
+        self, lake: Lake, table: Table, recipe: Recipe, config: RefreshConfig, run_id: str, planned: Plan
+    ) -> None:
+        self.lake = lake
+        self.table = table
+        self.recipe = recipe
+        self.config = config
+        self.run_id = run_id
+        self.planned = planned
+        self.commits = 0
+        self.new = 0
+        self.stale = 0
+        self.failures: list[Failure] = []
+        self.seconds = 0.0
+        self._started = time.monotonic()
+        ids = planned.todo["input_id"].to_pylist()
+        self._replaces = set(planned.replacing.to_pylist())
+        self._retries = set(planned.retried.to_pylist())
+        self._outstanding = set(ids)
+
+    # ---- computing and committing ------------------------------------------------------------------------
+
+    def compute(self, function: BatchFunction, mapper: Mapper, progress: Callable[[Progress], None]) -> None:
+        total = self.planned.todo.num_rows
+        if total == 0:
+            return
+        self._started = time.monotonic()
+        for batch, result in mapper(Guarded(function), self._batches()):
+            rows = self._checked(batch, result)
+            self._commit(batch, rows, result.failures)
+            self.seconds = time.monotonic() - self._started
+            progress(Progress(self.done, total, len(self.failures), self.seconds))
+        if self._outstanding:
+            raise RefreshError(
+                f"table {self.table.label}: the mapper ended without a result for "
+                f"{_some(sorted(self._outstanding))}"
+            )
+
+    @property
+    def done(self) -> int:
+        return int(self.planned.todo.num_rows) - len(self._outstanding)
+
+    def _batches(self) -> Iterator[pa.Table]:
+        for start in range(0, self.planned.todo.num_rows, self.config.batch_size):
+            yield self.planned.todo.slice(start, self.config.batch_size)
+
+    def _checked(self, batch: pa.Table, result: BatchResult) -> pa.Table:
+        """The rows ready to be written, or RefreshError naming the input ids that are wrong."""
+        asked = set(batch["input_id"].to_pylist())
+        rows = result.rows
+        if rows.num_rows and "input_id" not in rows.column_names:
+            raise RefreshError(f"table {self.table.label}: the function's rows have no column input_id")
+        made = rows["input_id"].to_pylist() if rows.num_rows else []
+        answered = [*made, *(failure.input_id for failure in result.failures)]
+        invented = sorted({str(id_) for id_ in answered} - asked)
+        forgotten = sorted(asked - set(answered))
+        repeated = sorted(id_ for id_, times in Counter(answered).items() if times > 1 and id_ in asked)
+        for what, ids in (("invented", invented), ("forgot", forgotten), ("repeated", repeated)):
+            if ids:
+                raise RefreshError(
+                    f"table {self.table.label}: each input row must give one row or one failure, but the "
+                    f"function {what} {_some(ids)}"
+                )
+        if not made:
+            return self.table.arrow_schema.empty_table()
+        return checked_rows(self.table, stamped(rows, self.recipe.id, self.run_id))
+
+    def _commit(self, batch: pa.Table, rows: pa.Table, failures: Sequence[Failure]) -> None:
+        message = {
+            "run_id": self.run_id,
+            "asset": self.table.label,
+            "recipe": self.recipe.id,
+            "rows": rows.num_rows,
+        }
+        with self.lake.write(message) as transaction:
+            if self.commits == 0:
+                remember(transaction, self.recipe)
+            if rows.num_rows:
+                self._replace(transaction, rows)
+            self._update_quarantine(transaction, batch, failures)
+            if self._outstanding and self._outstanding <= set(batch["input_id"].to_pylist()):
+                self._record_throughput(transaction)
+        self.commits += 1
+        self.failures.extend(failures)
+        written = self._outstanding & set(rows["input_id"].to_pylist())
+        self.stale += len(written & self._replaces)
+        self.new += len(written - self._replaces)
+        self._outstanding -= set(batch["input_id"].to_pylist())
+
+    def _replace(self, transaction: Transaction, rows: pa.Table) -> None:
+        """Write rows in place of those of the same inputs and of the same keys."""
+        name, key = self.table.qualified, quoted(self.table.key)
+        clash = transaction.query(
+            f"SELECT there.input_id AS one, incoming.input_id AS other, incoming.{key} AS key "
+            f"FROM {name} AS there JOIN incoming ON there.{key} = incoming.{key} "
+            "WHERE there.recipe = incoming.recipe AND there.input_id <> incoming.input_id "
+            "AND there.input_id NOT IN (SELECT input_id FROM doomed) LIMIT 1",
+            incoming=rows,
+            doomed=self.planned.doomed,
+        ).to_pylist()
+        if clash:
+            raise RefreshError(
+                f"table {self.table.label}: the inputs {clash[0]['one']} and {clash[0]['other']} both gave "
+                f"the {self.table.key} {clash[0]['key']}; make the key from the input_id"
+            )
+        same_recipe = " AND recipe = ?" if self.config.mode is Mode.APPEND else ""
+        transaction.execute(
+            f"DELETE FROM {name} WHERE (input_id IN (SELECT input_id FROM incoming){same_recipe}) "
+            f"OR {key} IN (SELECT {key} FROM incoming)",
+            [self.recipe.id] if same_recipe else [],
+            incoming=rows,
+        )
+        transaction.execute(f"INSERT INTO {name} BY NAME SELECT * FROM incoming", incoming=rows)
+
+    def _update_quarantine(
+        self, transaction: Transaction, batch: pa.Table, failures: Sequence[Failure]
+    ) -> None:
+        """Failed rows of the batch go in, with one attempt more; the others come out."""
+        if not failures and not self.planned.quarantined:
+            return
+        ids = {id_: self._failure_id(id_) for id_ in batch["input_id"].to_pylist()}
+        known = transaction.query(
+            f"SELECT failure_id, attempts FROM {FAILURES.qualified} "
+            "WHERE failure_id IN (SELECT failure_id FROM batch)",
+            batch=pa.table({"failure_id": list(ids.values())}),
+        ).to_pylist()
+        attempts = {row["failure_id"]: row["attempts"] for row in known}
+        failed = {failure.input_id for failure in failures}
+        transaction.delete(FAILURES, [failure_id for id_, failure_id in ids.items() if id_ not in failed])
+        now = datetime.datetime.now(datetime.UTC)
+        entries = [
+            {
+                "failure_id": ids[failure.input_id],
+                "table_name": self.table.label,
+                "input_id": failure.input_id,
+                "recipe": self.recipe.id,
+                "error": failure.error[:ERROR_LENGTH],
+                "attempts": attempts.get(ids[failure.input_id], 0) + 1,
+                "last_at": now,
+            }
+            for failure in failures
+        ]
+        if entries:
+            transaction.upsert(FAILURES, pa.Table.from_pylist(entries, schema=FAILURES.arrow_schema))
+
+    def _failure_id(self, input_id: str) -> str:
+        return content_id(self.table.label, input_id, self.recipe.id)
+
+    def _record_throughput(self, transaction: Transaction) -> None:
+        now = datetime.datetime.now(datetime.UTC)
+        entry = {
+            "throughput_id": content_id(self.table.label, self.run_id, now.isoformat()),
+            "table_name": self.table.label,
+            "recipe": self.recipe.id,
+            "rows": self.planned.todo.num_rows,
+            "seconds": time.monotonic() - self._started,
+            "at": now,
+        }
+        transaction.insert(THROUGHPUT, pa.Table.from_pylist([entry], schema=THROUGHPUT.arrow_schema))
+
+    # ---- the end -----------------------------------------------------------------------------------------
+
+    def raise_if_too_many_failed(self) -> None:
+        allowed = self.config.max_failure_ratio
+        missing = self._missing
+        of_table = missing / max(1, missing + self.planned.reused + self.new + self.stale)
+        first_tries = self.planned.todo.num_rows - len(self._retries)
+        first_failures = [failure for failure in self.failures if failure.input_id not in self._retries]
+        of_tried = len(first_failures) / first_tries if first_tries >= self.config.batch_size else 0.0
+        if of_tried > allowed:
+            raise RefreshFailed(self.table, first_failures, first_tries, allowed)
+        if of_table > allowed:
+            known = self.failures or self._known_failures()
+            raise RefreshFailed(self.table, known, self.planned.inputs, allowed)
+
+    @property
+    def _missing(self) -> int:
+        """Inputs that are in quarantine for this recipe now."""
+        failed_now = {failure.input_id for failure in self.failures}
+        recovered = len(self._retries - failed_now - self._outstanding)
+        return self.planned.failed - recovered + len(failed_now - self._retries)
+
+    def _known_failures(self) -> list[Failure]:
+        rows = self.lake.query(
+            f"SELECT input_id, error FROM {FAILURES.qualified} "
+            "WHERE table_name = ? AND recipe = ? ORDER BY input_id",
+            [self.table.label, self.recipe.id],
+        )
+        return [Failure(row["input_id"], row["error"]) for row in rows.to_pylist()]
+
+    def clear_away(self) -> int:
+        """Remove, in one transaction, what a table made from scratch would not have. How many rows."""
+        doomed = self.planned.doomed
+        if doomed.num_rows == 0 and not self.failures and self.planned.quarantined == 0:
+            return 0
+        message = {"run_id": self.run_id, "asset": self.table.label, "text": "clear away"}
+        name, append = self.table.qualified, self.config.mode is Mode.APPEND
+        with self.lake.write(message) as transaction:
+            removed = transaction.execute(
+                f"DELETE FROM {name} WHERE (input_id, recipe) IN (SELECT (input_id, recipe) FROM doomed)",
+                doomed=doomed,
+            )
+            # An input in quarantine has no row: one that it had from before is out of date or was lost.
+            removed += transaction.execute(
+                f"DELETE FROM {name} WHERE input_id IN (SELECT input_id FROM {FAILURES.qualified} "
+                "WHERE table_name = ? AND recipe = ?)" + (" AND recipe = ?" if append else ""),
+                [self.table.label, self.recipe.id, *([self.recipe.id] if append else [])],
+            )
+            # Quarantine is kept for inputs that are still there and, outside APPEND, for this recipe only.
+            transaction.execute(
+                f"DELETE FROM {FAILURES.qualified} WHERE table_name = ? AND "
+                "((recipe = ? AND input_id IN (SELECT input_id FROM released))"
+                + (")" if append else " OR recipe <> ?)"),
+                [self.table.label, self.recipe.id, *([] if append else [self.recipe.id])],
+                released=self.planned.released,
+            )
+        return removed
+
+    def report(self, removed: int) -> Report:
+        return Report(
+            total=self.lake.count(self.table),
+            new=self.new,
+            stale=self.stale,
+            reused=self.planned.reused,
+            removed=removed,
+            failed=len(self.failures),
+            given_up=self._given_up(),
+            seconds=self.seconds,
+            rows_per_second=self.done / self.seconds if self.seconds > 0 else None,
+            data_version=data_version(self.lake, self.table),
+            snapshot=self.lake.snapshot(),
+        )
+
+    def _given_up(self) -> int:
+        if not self.failures:
+            return self.planned.given_up
+        rows = self.lake.query(
+            f"SELECT count(*) AS n FROM {FAILURES.qualified} "
+            "WHERE table_name = ? AND recipe = ? AND attempts >= ?",
+            [self.table.label, self.recipe.id, self.config.max_attempts],
+        )
+        return int(rows["n"][0].as_py())
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _first_line(text: str) -> str:
+    return (text.splitlines() or [""])[0][:200]
+
+
+def _some(ids: Sequence[str]) -> str:
+    shown = ", ".join(ids[:10])
+    return shown if len(ids) <= 10 else f"{shown} and {len(ids) - 10} more"
