@@ -58,14 +58,10 @@ class Checklist:
         ids = [question.id for question in self.questions]
         twice = sorted({identifier for identifier in ids if ids.count(identifier) > 1})
         if twice:
-            raise UnusableChecklist(
-                f"The checklist {self.name!r} uses a question id twice: {', '.join(twice)}."
-            )
+            raise UnusableChecklist(f"The checklist {self.name!r} uses a question id twice: {', '.join(twice)}.")
         for question in self.questions:
             if not np.isfinite(question.weight):
-                raise UnusableChecklist(
-                    f"Question {question.id!r} has the weight {question.weight}; give a number."
-                )
+                raise UnusableChecklist(f"Question {question.id!r} has the weight {question.weight}; give a number.")
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -131,9 +127,7 @@ class Checklist:
     def _checked(self, yes: npt.ArrayLike) -> Floats:
         raw = np.asarray(yes)
         if raw.dtype.kind not in "bif" and raw.size:
-            raise UnreadableAnswer(
-                f"Answers must be booleans or shares 0..1, not {raw.dtype}; read_answer reads text."
-            )
+            raise UnreadableAnswer(f"Answers must be booleans or shares 0..1, not {raw.dtype}; read_answer reads text.")
         answers = raw.astype(np.float64)
         if answers.ndim != 2 or answers.shape[1] != len(self):
             raise ValueError(
@@ -291,15 +285,11 @@ def _read_weights(path: Path) -> list[float]:
 def _visionreward_kinds(path: Path, texts: Sequence[str]) -> list[tuple[str, str]]:
     """(dimension, sub-dimension) of each line."""
     expected = [
-        (dimension, sub, pattern)
-        for dimension, sub, count, pattern in _VISIONREWARD_BLOCKS
-        for _ in range(count)
+        (dimension, sub, pattern) for dimension, sub, count, pattern in _VISIONREWARD_BLOCKS for _ in range(count)
     ]
     if len(texts) != len(expected):
         raise UnusableChecklist(f"{path} holds {len(texts)} questions; VisionReward has {len(expected)}.")
     for line, (text, (_, sub_dimension, pattern)) in enumerate(zip(texts, expected, strict=True), start=1):
         if not re.search(pattern, text):
-            raise UnusableChecklist(
-                f"{path}, line {line}: expected a question about {sub_dimension}, found {text!r}."
-            )
+            raise UnusableChecklist(f"{path}, line {line}: expected a question about {sub_dimension}, found {text!r}.")
     return [(dimension, sub) for dimension, sub, _ in expected]

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ml.parent_death import die_with_parent
+
 PROGRESS_MARK = "vpo-progress "
 
 
@@ -87,7 +89,8 @@ class NothingToLearn(RuntimeError):
 
 
 def read_job(argv: list[str]) -> TrainingJob:
-    """The job whose file is named on the command line."""
+    """The job whose file is named on the command line. The process ends with whoever started it."""
+    die_with_parent()
     if len(argv) != 2:
         raise SystemExit(f"usage: python -m {argv[0]} JOB.json")
     return TrainingJob.model_validate_json(Path(argv[1]).read_text())
@@ -100,9 +103,7 @@ def load_model_and_tokenizer(job: TrainingJob) -> tuple[Any, Any]:
 
     tokenizer = AutoTokenizer.from_pretrained(job.base_model, revision=job.revision)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(
-        job.base_model, revision=job.revision, dtype=getattr(torch, job.dtype)
-    )
+    model = AutoModelForCausalLM.from_pretrained(job.base_model, revision=job.revision, dtype=getattr(torch, job.dtype))
     return model, tokenizer
 
 
@@ -194,9 +195,9 @@ def train_and_save(trainer: Any, tokenizer: Any, job: TrainingJob, examples: int
         {key: float(value) for key, value in entry.items() if isinstance(value, int | float)}
         for entry in trainer.state.log_history
     ]
-    TrainingReport(
-        examples, too_long, trainer.state.global_step, round(time.monotonic() - started, 1), curve
-    ).save(job.output)
+    TrainingReport(examples, too_long, trainer.state.global_step, round(time.monotonic() - started, 1), curve).save(
+        job.output
+    )
 
 
 def _last_state(work: Path) -> str | None:

@@ -126,8 +126,7 @@ def text_level_table(critiques: pa.Table, *, seed: int = 0) -> list[TextLevelRow
     for method in dict.fromkeys(methods):
         own = [verdict for verdict, by in zip(verdicts, methods, strict=True) if by == method]
         intervals = {
-            name: bootstrap_interval([100.0 * (verdict == name) for verdict in own], seed=seed)
-            for name in VERDICTS
+            name: bootstrap_interval([100.0 * (verdict == name) for verdict in own], seed=seed) for name in VERDICTS
         }
         shares = {name: interval.mean for name, interval in intervals.items()}
         rows.append(TextLevelRow(method=method, n=len(own), intervals=intervals, **shares))
@@ -187,9 +186,7 @@ def scores_by_query(rewards: pa.Table) -> dict[str, dict[str, float]]:
     sorted.
     """
     means = rewards.group_by(["method", "query_id"]).aggregate([("score", "mean")]).sort_by("query_id")
-    found: dict[str, dict[str, float]] = {
-        method: {} for method in dict.fromkeys(rewards["method"].to_pylist())
-    }
+    found: dict[str, dict[str, float]] = {method: {} for method in dict.fromkeys(rewards["method"].to_pylist())}
     columns = [means[name].to_pylist() for name in ("method", "query_id", "score_mean")]
     for method, query_id, score in zip(*columns, strict=True):
         if score is None:
@@ -210,9 +207,7 @@ def _dimension_means(rewards: pa.Table) -> dict[str, dict[str, float]]:
             "score": pc.struct_field(flat, "score"),
         }
     )
-    by_query = long.group_by(["method", "query_id", "dimension"], use_threads=False).aggregate(
-        [("score", "mean")]
-    )
+    by_query = long.group_by(["method", "query_id", "dimension"], use_threads=False).aggregate([("score", "mean")])
     means = by_query.group_by(["method", "dimension"], use_threads=False).aggregate([("score_mean", "mean")])
     found: dict[str, dict[str, float]] = {}
     for entry in means.to_pylist():
@@ -234,9 +229,7 @@ class GainRow:
     n: int
 
 
-def gains(
-    rewards: pa.Table, comparisons: Iterable[tuple[str, str]] | None = None, *, seed: int = 0
-) -> list[GainRow]:
+def gains(rewards: pa.Table, comparisons: Iterable[tuple[str, str]] | None = None, *, seed: int = 0) -> list[GainRow]:
     """Paired differences of scores between methods (method, against), over the queries that both have.
 
     `rewards` as for video_level_table. Without `comparisons` each method is compared with each that occurs
@@ -250,13 +243,9 @@ def gains(
     for method, against in comparisons:
         missing = [name for name in (method, against) if name not in scores]
         if missing:
-            raise ValueError(
-                f"There are no rewards of the method {missing[0]!r}; there are {', '.join(methods)}."
-            )
+            raise ValueError(f"There are no rewards of the method {missing[0]!r}; there are {', '.join(methods)}.")
         own, other = scores[method], scores[against]
-        interval = bootstrap_interval(
-            [own[query] - other[query] for query in own if query in other], seed=seed
-        )
+        interval = bootstrap_interval([own[query] - other[query] for query in own if query in other], seed=seed)
         rows.append(GainRow(method, against, interval.mean, interval.low, interval.high, interval.n))
     return rows
 

@@ -142,16 +142,12 @@ def average_rewards(
     columns = pc.index_in(pc.struct_field(flat, "question"), value_set=pa.array(checklist.ids, pa.string()))
     if columns.null_count:
         unknown = pc.struct_field(flat, "question").filter(pc.is_null(columns))[0].as_py()
-        raise ValueError(
-            f"A reward answers {unknown!r}, which the checklist {checklist.name!r} does not ask."
-        )
+        raise ValueError(f"A reward answers {unknown!r}, which the checklist {checklist.name!r} does not ask.")
     values = pc.struct_field(flat, use)
     if values.null_count:
         raise ValueError(f"A reward has an answer without {use!r}.")
     matrix = np.full((videos, questions), np.nan)
-    matrix[np.repeat(np.arange(videos), counts), np.asarray(columns)] = np.asarray(
-        pc.cast(values, pa.float64())
-    )
+    matrix[np.repeat(np.arange(videos), counts), np.asarray(columns)] = np.asarray(pc.cast(values, pa.float64()))
     wrong = np.flatnonzero((counts != questions) | np.isnan(matrix).any(axis=1))
     if wrong.size:
         raise ValueError(
@@ -163,9 +159,7 @@ def average_rewards(
     size = np.bincount(group, minlength=len(prompts.dictionary)).astype(np.float64)
     sums = np.zeros((len(size), questions))
     np.add.at(sums, group, matrix)
-    scores = np.bincount(
-        group, weights=np.asarray(video_rewards["score"], dtype=np.float64), minlength=len(size)
-    )
+    scores = np.bincount(group, weights=np.asarray(video_rewards["score"], dtype=np.float64), minlength=len(size))
     video_ids: list[list[str]] = [[] for _ in size]
     for position, video_id in zip(group.tolist(), video_rewards["video_id"].to_pylist(), strict=True):
         video_ids[position].append(video_id)
@@ -227,10 +221,7 @@ def select_pairs(
 def _join(candidates: pa.Table, critiques: pa.Table) -> pa.Table:
     """Candidates with their critique beside them, in the order given."""
     for name, table in (("candidates", candidates), ("critiques", critiques)):
-        if (
-            pc.count_distinct(table["prompt_id"].cast(pa.string()), mode="only_valid").as_py()
-            != table.num_rows
-        ):
+        if pc.count_distinct(table["prompt_id"].cast(pa.string()), mode="only_valid").as_py() != table.num_rows:
             raise ValueError(f"A prompt_id occurs twice or is missing among the {name}.")
     judged = critiques["prompt_id"].cast(pa.string()).combine_chunks()
     position = pc.index_in(candidates["prompt_id"].cast(pa.string()), value_set=judged)
@@ -300,9 +291,7 @@ def _video_pairs(
     scores = np.asarray(rewards.scores, dtype=np.float64)[row_of]
     # Equal codes mean equal prompts: two candidates with the same words are no pair.
     words = np.asarray(pc.utf8_trim_whitespace(passed["prompt"]).combine_chunks().dictionary_encode().indices)
-    better, worse = _dominating_pairs(
-        _blocks(passed["query_id"], levels.shape[1]), levels, scores, words, settings
-    )
+    better, worse = _dominating_pairs(_blocks(passed["query_id"], levels.shape[1]), levels, scores, words, settings)
     chosen, rejected = passed.take(pa.array(better)), passed.take(pa.array(worse))
     return _pair_table(
         feedback="video",
@@ -319,9 +308,7 @@ def _video_pairs(
 
 def _levels(rewards: PromptRewards, checklist: Checklist, settings: PairSettings) -> Floats:
     """(n, groups) what dominance is asked of; no column when it is not asked."""
-    shares = checklist.group_shares(
-        rewards.answers, "question" if settings.dominance == "none" else settings.dominance
-    )
+    shares = checklist.group_shares(rewards.answers, "question" if settings.dominance == "none" else settings.dominance)
     return shares[:, :0] if settings.dominance == "none" else shares
 
 

@@ -17,7 +17,6 @@ from ml.shapes import words as shape_words
 from ml.shapes.captions import DIRECT_OPENINGS, describe
 from ml.shapes.reading import Wish, mentioned, mentions, read_wish
 
-
 RULES_VERSION = "1"
 FEWEST_WORDS = 12
 MOST_WORDS = 150
@@ -26,16 +25,203 @@ KEPT_SHARE = 0.9  # of a long query's content words; every word of a query of te
 
 # Words that say how somebody asks, or hold a sentence together, and not what the video shows.
 _NOT_CONTENT = frozenset(
-    """a about above across after again all along also am an and any are around as at away be because been
-    before behind being below beside between both but by came can clip close come comes could create did do does
-    doing done down during each either else etc even ever every few film footage for from further generate get
-    gets give go goes going got had has have he her here him his how i if im in inside into is it its just kind
-    let lets like make makes making many me more most movie much must my need near no not now of off on one only
-    onto or other our out outside over own per please pls plz put scene she should show showing shows shot since
-    so some someone something such than that the their them then there these they thing this those through to
-    together too toward towards under until up upon us use using very video vs want was way we well were what
-    when where which while who whose why will with within without would you your 4k 8k hd uhd hdr ultra quality
-    resolution cinematic realistic""".split()
+    [
+        "a",
+        "about",
+        "above",
+        "across",
+        "after",
+        "again",
+        "all",
+        "along",
+        "also",
+        "am",
+        "an",
+        "and",
+        "any",
+        "are",
+        "around",
+        "as",
+        "at",
+        "away",
+        "be",
+        "because",
+        "been",
+        "before",
+        "behind",
+        "being",
+        "below",
+        "beside",
+        "between",
+        "both",
+        "but",
+        "by",
+        "came",
+        "can",
+        "clip",
+        "close",
+        "come",
+        "comes",
+        "could",
+        "create",
+        "did",
+        "do",
+        "does",
+        "doing",
+        "done",
+        "down",
+        "during",
+        "each",
+        "either",
+        "else",
+        "etc",
+        "even",
+        "ever",
+        "every",
+        "few",
+        "film",
+        "footage",
+        "for",
+        "from",
+        "further",
+        "generate",
+        "get",
+        "gets",
+        "give",
+        "go",
+        "goes",
+        "going",
+        "got",
+        "had",
+        "has",
+        "have",
+        "he",
+        "her",
+        "here",
+        "him",
+        "his",
+        "how",
+        "i",
+        "if",
+        "im",
+        "in",
+        "inside",
+        "into",
+        "is",
+        "it",
+        "its",
+        "just",
+        "kind",
+        "let",
+        "lets",
+        "like",
+        "make",
+        "makes",
+        "making",
+        "many",
+        "me",
+        "more",
+        "most",
+        "movie",
+        "much",
+        "must",
+        "my",
+        "need",
+        "near",
+        "no",
+        "not",
+        "now",
+        "of",
+        "off",
+        "on",
+        "one",
+        "only",
+        "onto",
+        "or",
+        "other",
+        "our",
+        "out",
+        "outside",
+        "over",
+        "own",
+        "per",
+        "please",
+        "pls",
+        "plz",
+        "put",
+        "scene",
+        "she",
+        "should",
+        "show",
+        "showing",
+        "shows",
+        "shot",
+        "since",
+        "so",
+        "some",
+        "someone",
+        "something",
+        "such",
+        "than",
+        "that",
+        "the",
+        "their",
+        "them",
+        "then",
+        "there",
+        "these",
+        "they",
+        "thing",
+        "this",
+        "those",
+        "through",
+        "to",
+        "together",
+        "too",
+        "toward",
+        "towards",
+        "under",
+        "until",
+        "up",
+        "upon",
+        "us",
+        "use",
+        "using",
+        "very",
+        "video",
+        "vs",
+        "want",
+        "was",
+        "way",
+        "we",
+        "well",
+        "were",
+        "what",
+        "when",
+        "where",
+        "which",
+        "while",
+        "who",
+        "whose",
+        "why",
+        "will",
+        "with",
+        "within",
+        "without",
+        "would",
+        "you",
+        "your",
+        "4k",
+        "8k",
+        "hd",
+        "uhd",
+        "hdr",
+        "ultra",
+        "quality",
+        "resolution",
+        "cinematic",
+        "realistic",
+    ]
 )
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _ENDINGS = ("ingly", "edly", "ings", "ing", "ies", "ied", "ed", "es", "ly", "s", "e", "y")
@@ -74,9 +260,7 @@ def critique(query: str, prompt: str) -> Critique:
     fancy = _fancy_words(prompt) if wish_of(query).details else []
     if fancy:
         unhelpful.append(f"says in fancy words what has a plain one: {', '.join(fancy)}")
-    verdict = verdict_name(
-        harmless=not unsafe, accurate=not inaccurate, helpful=not unhelpful, refusal=refused
-    )
+    verdict = verdict_name(harmless=not unsafe, accurate=not inaccurate, helpful=not unhelpful, refusal=refused)
     remarks = [f"keeps unsafe content ({', '.join(sorted(set(unsafe)))})"] if unsafe else []
     remarks += ["refuses instead of describing a video"] if refused else inaccurate + unhelpful
     return Critique(
@@ -98,9 +282,7 @@ def refine(query: str, prompt: str) -> str:
     harmless_query = remove_unsafe(query)
     wish = wish_of(query)
     if wish.details:
-        refined = describe(
-            wish, rng, elaboration=0.35, style=styles_in(prompt)[:3], openings=DIRECT_OPENINGS
-        )
+        refined = describe(wish, rng, elaboration=0.35, style=styles_in(prompt)[:3], openings=DIRECT_OPENINGS)
     else:
         refined = _mended(harmless_query, remove_unsafe(strip_introduction(prompt)))
     missing = _missing_words(harmless_query, refined)

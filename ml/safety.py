@@ -85,9 +85,7 @@ def categories() -> tuple[str, ...]:
     return tuple(sorted({term.category for terms in _lexicon().values() for term in terms} - {_HARMLESS}))
 
 
-def _term_at(
-    lexicon: dict[str, tuple[_Term, ...]], text: str, words: Sequence[_Word], position: int
-) -> _Term | None:
+def _term_at(lexicon: dict[str, tuple[_Term, ...]], text: str, words: Sequence[_Word], position: int) -> _Term | None:
     for term in lexicon.get(words[position].text, ()):  # longest first
         end = position + 1 + len(term.rest)
         if tuple(word.text for word in words[position + 1 : end]) != term.rest:
@@ -186,9 +184,7 @@ def _fold(character: str) -> str:
 # ------------------------------------------------------------------------------------- tidying after a
 # cut
 
-_ARTICLE = re.compile(
-    r"(?:^|(?<=\s))(?:an?|the|his|her|their|its|some|two|three|many|several)\s*$", re.IGNORECASE
-)
+_ARTICLE = re.compile(r"(?:^|(?<=\s))(?:an?|the|his|her|their|its|some|two|three|many|several)\s*$", re.IGNORECASE)
 _HANGING = re.compile(
     r"(?:^|(?<=\s))"
     r"(?:an?|the|and|or|with|of|in|on|at|by|from|to|into|for|full of|like|as|very|his|her|their|its)\s*$",

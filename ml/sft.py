@@ -50,9 +50,7 @@ def _conversations(job: TrainingJob) -> list[list[dict[str, str]]]:
 def _dataset(conversations: list[list[dict[str, str]]]) -> Any:
     from datasets import Dataset
 
-    return Dataset.from_list(
-        [{"prompt": messages[:-1], "completion": messages[-1:]} for messages in conversations]
-    )
+    return Dataset.from_list([{"prompt": messages[:-1], "completion": messages[-1:]} for messages in conversations])
 
 
 if __name__ == "__main__":

@@ -37,9 +37,7 @@ class LanguageModel(Protocol):
         """What decides its answers beside the sampling: part of the recipe of every row it makes."""
         ...
 
-    def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[str]:
+    def generate(self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int]) -> list[str]:
         """One answer a conversation, in order. The same seed, conversation and sampling give the same answer."""
         ...
 
@@ -72,15 +70,12 @@ class TransformersLanguageModel:
     def identity(self) -> Identity:
         return {"backend": "transformers", "model": self.name, "revision": self.revision, "dtype": self.dtype}
 
-    def generate(
-        self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int]
-    ) -> list[str]:
+    def generate(self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int]) -> list[str]:
         if len(seeds) != len(conversations):
             raise ValueError(f"{len(conversations)} conversations need as many seeds, not {len(seeds)}")
         tokenizer, _ = self._load()
         prompts = [
-            tokenizer.apply_chat_template(list(c), tokenize=False, add_generation_prompt=True)
-            for c in conversations
+            tokenizer.apply_chat_template(list(c), tokenize=False, add_generation_prompt=True) for c in conversations
         ]
         # Prompts of like length share a batch, so that little padding is computed.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

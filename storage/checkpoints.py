@@ -24,7 +24,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _UNFINISHED = ".unfinished-"
 
 
-class BrokenCheckpoint(Exception):  # noqa: N818 (it names what was found)
+class BrokenCheckpoint(Exception):
     """A checkpoint is missing, incomplete or altered; says which file and what to do."""
 
 

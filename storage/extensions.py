@@ -12,7 +12,7 @@ from pathlib import Path
 import duckdb
 
 
-class ExtensionMissing(Exception):  # noqa: N818 (it names what was found)
+class ExtensionMissing(Exception):
     """A DuckDB extension could not be loaded from anywhere; says what to do."""
 
 

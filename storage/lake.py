@@ -5,9 +5,9 @@ export, maintenance. Which tables there are is in `storage.tables`; what rows to
 
 Embedded layout of a lake's folder: ``lake.sqlite`` (the catalog, WAL mode), ``data/`` (Parquet),
 ``lake.lock`` (held by whoever writes), ``lake.json`` (written once the catalog is complete). SQLite lets one
-process write at a time and DuckLake does not wait its turn, so every write transaction takes the lock; readers
-see the last committed snapshot and never wait. The lock is the operating system's: it is free again when its
-holder dies.
+process write at a time and DuckLake does not wait its turn, so every write transaction takes the lock;
+readers see the last committed snapshot and never wait. The lock is the operating system's: it is free again
+when its holder dies.
 """
 
 # ruff: noqa: S608 (SQL names come from Table, which takes plain identifiers only; values are parameters)

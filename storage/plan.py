@@ -39,9 +39,9 @@ class Mode(StrEnum):
 @dataclass(frozen=True)
 class RefreshConfig:
     """How to refresh. `limit`: compute at most so many rows this time, those with the smallest input ids.
-    `max_attempts`: refreshes that try a failing row before it is given up (until its recipe
-    changes, or FULL asks for everything). `max_failure_ratio`: see `storage.refresh.refresh`. `batch_size`: rows that
-    are computed and committed together."""
+    `max_attempts`: refreshes that try a failing row before it is given up (until its recipe changes, or FULL
+    asks for everything). `max_failure_ratio`: see `storage.refresh.refresh`. `batch_size`: rows that are
+    computed and committed together."""
 
     mode: Mode = Mode.INCREMENTAL
     limit: int | None = None
@@ -117,9 +117,10 @@ def plan(
     """Compare the inputs with the rows of the table. Writes nothing.
 
     `inputs`: an Arrow table, or a SELECT over the lake (which must answer the same each time it is asked),
-    with a column input_id: unique, a hash of everything in the row that decides the result. `lost`: input ids
-    whose row is there but whose file is gone; they are done again. RefreshError for input ids that are missing
-    or not unique; LakeError for SQL that does not work.
+    with a column input_id: unique, a hash of everything in the row that decides the result. `lost`: input
+    ids whose row is there but whose file is gone; they are done again. `run_id` matters to FULL only, which
+    reuses what its own run has made. RefreshError for inputs that cannot be read or whose ids are missing or
+    not unique.
     """
     if not table.lineage:
         raise RefreshError(f"table {table.label} has no lineage columns, so it cannot be refreshed")
@@ -171,7 +172,7 @@ def last_rows_per_second(lake: Lake, table: Table) -> float | None:
     return float(rows["pace"][0].as_py()) if rows.num_rows else None
 
 
-# ---- the steps of planning, each leaving a temporary table --------------------------------------------------
+# ---- the steps of planning, each leaving a temporary table ----------------------------------------------
 
 
 def _collect_wanted(cursor: duckdb.DuckDBPyConnection, source: str, table: Table) -> None:
@@ -207,7 +208,7 @@ def _collect_present(
     *,
     there: bool,
 ) -> None:
-    """done(input_id): rows that are up to date. redo(input_id): rows of this recipe that are to be done again.
+    """done(input_id): rows that are up to date. redo(input_id): rows of this recipe to be done again.
     others(input_id, recipe): rows of other recipes."""
     rows = (
         table.qualified if there else "(SELECT NULL::VARCHAR AS input_id, '' AS recipe, '' AS run_id LIMIT 0)"

@@ -58,7 +58,8 @@ def rebuild(lake: Lake, table: Table, rows: pa.Table, recipe: Recipe, *, run_id:
     name, key = table.qualified, quoted(table.key)
     there = f"(SELECT {key}, {content_json(table)} AS content FROM {name})"
     changes = lake.query(
-        f"SELECT coalesce(given.{key}, there.{key}) AS key, there.{key} IS NULL AS new, given.{key} IS NULL AS gone "
+        f"SELECT coalesce(given.{key}, there.{key}) AS key, "
+        f"there.{key} IS NULL AS new, given.{key} IS NULL AS gone "
         f"FROM (SELECT {key}, {content_json(table)} AS content FROM incoming) AS given "
         f"FULL JOIN {there} AS there ON given.{key} = there.{key} "
         "WHERE given.content IS DISTINCT FROM there.content",

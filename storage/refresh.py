@@ -96,7 +96,7 @@ class Progress:
         return (self.total - self.done) / self.rows_per_second if self.done else None
 
 
-class RefreshFailed(Exception):  # noqa: N818 (it names an outcome; the good rows are in the table)
+class RefreshFailed(Exception):
     """Too many rows failed. The good rows are committed; the failed ones are in `failures`."""
 
     def __init__(self, table: Table, failures: Sequence[Failure], attempted: int, allowed: float) -> None:
@@ -106,7 +106,7 @@ class RefreshFailed(Exception):  # noqa: N818 (it names an outcome; the good row
         more = f"\n  and {len(failures) - 10} more (table failures)" if len(failures) > 10 else ""
         super().__init__(
             f"table {table.label}: {len(failures)} of {attempted} rows failed, more than the allowed share "
-            f"of {allowed:g}; the good rows are kept, and the failed ones are tried again by the next refresh:\n"
+            f"of {allowed:g}; the good rows are kept, the failed ones are tried again by the next refresh:\n"
             f"{shown}{more}"
         )
 
@@ -156,11 +156,11 @@ def refresh(
     """Bring the table up to date with its inputs and recipe.
 
     `inputs`, `lost`: as for `plan`. `function` gets a batch of input rows and returns a BatchResult whose
-    rows have the table's own columns and input_id; the lineage columns are added here. Each batch is committed
-    on its own, a stale row being replaced in the commit that writes its successor, so that a killed run resumes
-    from its last batch and readers never miss a row. Rows of gone inputs are removed at the end, and so are
-    rows of other recipes whose input is done or failed (APPEND keeps rows of other recipes, unless a new row
-    has the same key).
+    rows have the table's own columns and input_id; the lineage columns are added here. Each batch is
+    committed on its own, a stale row being replaced in the commit that writes its successor, so that a killed
+    run resumes from its last batch and readers never miss a row. Rows of gone inputs are removed
+    at the end, and so are rows of other recipes whose input is done or failed (APPEND keeps rows of other
+    recipes, unless a new row has the same key).
 
     A row that fails goes to `failures` and is tried again by the next refreshes, up to `max_attempts`. Raises
     RefreshFailed, after committing the good rows and clearing nothing away, if more than `max_failure_ratio`
@@ -211,6 +211,8 @@ class _Work:
             return
         self._started = time.monotonic()
         for batch, result in mapper(Guarded(function), self._batches()):
+            if self._outstanding.isdisjoint(batch["input_id"].to_pylist()):
+                continue  # a mapper may deliver a batch twice, say after a worker's death; once is enough
             rows = self._checked(batch, result)
             self._commit(batch, rows, result.failures)
             self.seconds = time.monotonic() - self._started

@@ -31,7 +31,7 @@ _UNFINISHED = ".unfinished"
 _EXIF_DESCRIPTION = 0x010E
 
 
-class CorruptVideo(Exception):  # noqa: N818 (it names what was found)
+class CorruptVideo(Exception):
     """A video file is missing, damaged or not the one that was stored; says which."""
 
 
@@ -52,8 +52,8 @@ class VideoStore:
     """Videos under `root`, in folders by the first two bytes of their hash.
 
     `format`: "webp" is lossless and suits tiny clips; "mp4" (h264, yuv420p, lossy) suits the rest and needs
-    an even width and height. Either is read, whatever the format chosen for writing. The same frames at the same
-    speed give the same file, so storing twice is storing once.
+    an even width and height. Either is read, whatever the format chosen for writing. The same frames at the
+    same speed give the same file, so storing twice is storing once.
     """
 
     def __init__(self, root: Path, format: VideoFormat = "webp") -> None:

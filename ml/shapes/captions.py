@@ -85,7 +85,9 @@ def describe(
     """
     noun = stated.shape or "object"
     subject = " ".join(word for word in (stated.size, stated.color, noun) if word)
-    sentences = _opening(stated, subject, noun, _pick(rng, openings), rng) + _elaboration(stated, noun, elaboration, rng)
+    sentences = _opening(stated, subject, noun, _pick(rng, openings), rng) + _elaboration(
+        stated, noun, elaboration, rng
+    )
     if style:
         sentence = f"{_pick(rng, words.STYLE_LEAD)} {listing(style)}."
         sentences.insert(len(sentences) if rng.random() < 0.75 else 0, sentence)
@@ -101,9 +103,7 @@ def footage_phrases(defects: Sequence[str], rng: np.random.Generator) -> list[st
     return [_pick(rng, words.BAD_STYLE[named[i]]) for i in rng.permutation(len(named))]
 
 
-def _opening(
-    stated: Wish, subject: str, noun: str, opening: Opening, rng: np.random.Generator
-) -> list[str]:
+def _opening(stated: Wish, subject: str, noun: str, opening: Opening, rng: np.random.Generator) -> list[str]:
     moves = _pick(rng, words.CAPTION_MOTION[stated.motion]) if stated.motion else ""
     backdrop = _pick(rng, words.CAPTION_BACKGROUND[stated.background]) if stated.background else ""
     object_moves = f"{with_article(subject)} {moves or 'is shown'}"

@@ -82,7 +82,9 @@ def build_transformer() -> Any:
         spatial_interpolation_scale=1.0,
         temporal_interpolation_scale=1.0,
     )
-    modulations = [norm.linear for block in transformer.transformer_blocks for norm in (block.norm1, block.norm2)]
+    modulations = [
+        norm.linear for block in transformer.transformer_blocks for norm in (block.norm1, block.norm2)
+    ]
     for layer in [transformer.proj_out, *modulations]:
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
@@ -137,7 +139,12 @@ def build_tokenizer(captions: int = 8000, subword_pieces: int = 400) -> Any:
     for letter in "▁" + string.ascii_letters + string.digits + string.punctuation:
         scores.setdefault(letter, -24.0)
     return T5Tokenizer(
-        vocab=list(scores.items()), extra_ids=0, eos_token="</s>", unk_token="<unk>", pad_token="<pad>", unk_id=2
+        vocab=list(scores.items()),
+        extra_ids=0,
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        unk_id=2,
     )
 
 

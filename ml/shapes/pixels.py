@@ -90,7 +90,9 @@ def measure(clip: NDArray[np.uint8]) -> Measurement:
     video = clip.astype(np.float32)
     colorfulness = video.max(-1) - video.min(-1)
     threshold = max(MINIMUM_COLORFULNESS, 0.42 * float(np.percentile(colorfulness, 99.5)))
-    sightings = [_find_object(frame, colors, threshold) for frame, colors in zip(video, colorfulness, strict=True)]
+    sightings = [
+        _find_object(frame, colors, threshold) for frame, colors in zip(video, colorfulness, strict=True)
+    ]
     seen = [(i, s) for i, s in enumerate(sightings) if s is not None]
     background, flicker = _backdrop(video, colorfulness)
     if len(seen) < FEWEST_FRAMES:
@@ -174,7 +176,9 @@ def _hue(color: NDArray[np.floating]) -> NDArray[np.floating]:
     spread = np.maximum(high - low, 1e-6)
     red, green, blue = color[..., 0], color[..., 1], color[..., 2]
     from_green, from_blue = (blue - red) / spread + 2, (red - green) / spread + 4
-    sextant = np.where(high == red, ((green - blue) / spread) % 6, np.where(high == green, from_green, from_blue))
+    sextant = np.where(
+        high == red, ((green - blue) / spread) % 6, np.where(high == green, from_green, from_blue)
+    )
     return sextant * 60
 
 
@@ -312,7 +316,9 @@ def answers(measured: Measurement, wish: Wish) -> dict[str, bool]:
         "smooth": whole and measured.unevenness < 6 and measured.size_spread < KEPT_SIZE,
         "kept_color": whole and measured.hue_spread < KEPT_HUE,
         "kept_shape": whole and measured.shape_agreement >= KEPT_SHAPE,
-        "kept_size": whole and measured.size_spread < KEPT_SIZE and (wish.motion == "grow" or measured.growth < 0.4),
+        "kept_size": whole
+        and measured.size_spread < KEPT_SIZE
+        and (wish.motion == "grow" or measured.growth < 0.4),
     }
 
 

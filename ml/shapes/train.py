@@ -124,7 +124,9 @@ def run_stage(
             optimizer.zero_grad()
         loss, figures = loss_of(parallel, step)
         accelerator.backward(loss)
-        torch.nn.utils.clip_grad_norm_([p for o in optimizers[:1] for g in o.param_groups for p in g["params"]], 1)
+        torch.nn.utils.clip_grad_norm_(
+            [p for o in optimizers[:1] for g in o.param_groups for p in g["params"]], 1
+        )
         for optimizer in optimizers:
             optimizer.step()
         average.update(step)
@@ -135,7 +137,10 @@ def run_stage(
             pace = (time.monotonic() - started) / (done - first_step)
             means = " ".join(f"{key} {np.mean(values):.4f}" for key, values in sorted(sums.items()))
             left = pace * (schedule.steps - done) / 60
-            print(f"{name} step {done}/{schedule.steps} {means} ({pace:.2f} s/step, {left:.0f} min left)", flush=True)
+            print(
+                f"{name} step {done}/{schedule.steps} {means} ({pace:.2f} s/step, {left:.0f} min left)",
+                flush=True,
+            )
             sums.clear()
         if accelerator.is_main_process and (done % schedule.save_every == 0 or done == schedule.steps):
             _save(state_file, done, module, average, optimizers, base_rates)
@@ -157,7 +162,8 @@ def _save(
             group["lr"] = rate
     beside = state_file.with_suffix(".writing")
     torch.save(
-        {"step": step, "weights": module.state_dict(), "average": average.weights, "optimizers": states}, beside
+        {"step": step, "weights": module.state_dict(), "average": average.weights, "optimizers": states},
+        beside,
     )
     beside.replace(state_file)
 
@@ -201,7 +207,9 @@ def train_autoencoder(accelerator: Accelerator, work: Path, steps: int) -> Any:
         return reconstruction + 2e-4 * divergence, figures
 
     schedule = Schedule(steps, warmup=40, decay_from=0.25)
-    run_stage(accelerator, "autoencoder", module, [optimizer], schedule, 0.99, work / "autoencoder.pt", loss_of)
+    run_stage(
+        accelerator, "autoencoder", module, [optimizer], schedule, 0.99, work / "autoencoder.pt", loss_of
+    )
     return autoencoder
 
 
@@ -238,7 +246,9 @@ class Latents:
     scenes: list[Scene]
 
 
-def encode_clips(accelerator: Accelerator, autoencoder: Any, work: Path, count: int, batch: int = 16) -> Latents:
+def encode_clips(
+    accelerator: Accelerator, autoencoder: Any, work: Path, count: int, batch: int = 16
+) -> Latents:
     """This process's share of `count` encoded clips, kept on disk so that a resumed run reads them back."""
     rank, share = accelerator.process_index, count // accelerator.num_processes
     rng = np.random.default_rng([2, rank])
@@ -361,7 +371,9 @@ def settings_from_command_line() -> argparse.Namespace:
     """The command's arguments, with defaults that take about an hour and a half on two CPU cores."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished pipeline")
-    parser.add_argument("--work", type=Path, default=Path(".vpo/shapes-training"), help="folder for resumable state")
+    parser.add_argument(
+        "--work", type=Path, default=Path(".vpo/shapes-training"), help="folder for resumable state"
+    )
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
     parser.add_argument("--denoiser-steps", type=int, default=16000)
     parser.add_argument("--clips", type=int, default=24000, help="encoded clips to train the transformer on")

@@ -92,7 +92,7 @@ def test_create_is_idempotent_and_adds_columns(lake: Lake, tmp_path: Path) -> No
 
 
 def test_all_tables_of_the_design_can_be_made_twice_over(tmp_path: Path) -> None:
-    tables = [*TRUNK, *(table.at(target) for target in ("shapes", "wan2_1") for table in BRANCH)]
+    tables = [*TRUNK, *(table.at("shapes") for table in BRANCH)]
     with Lake(tmp_path) as lake:
         lake.create(*tables)
         for table in tables:
@@ -210,7 +210,7 @@ def test_the_read_only_session_only_reads_the_lake(lake: Lake, sql: str) -> None
     assert not (lake.folder / "data" / "x.csv").exists()
 
 
-# ---- extensions, and things that are in the way ----------------------------------------------------------------
+# ---- extensions, and things that are in the way ----------------------------------------------------------
 
 
 def test_a_missing_extension_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,6 +252,26 @@ def test_full_does_everything_again_but_resumes_its_own_run(lake: Lake) -> None:
     assert resumed.asked == ["d"]
 
 
+def test_incremental_after_append_removes_what_append_kept(lake: Lake) -> None:
+    table = new_table()
+    append = RefreshConfig(mode=Mode.APPEND)
+    run(lake, table, "ab", Maker(A))
+    assert run(lake, table, "bc", Maker(B), append).removed == 0
+    assert made(lake, table) == expected("ab", A) | expected("bc", B)
+    report = run(lake, table, "bc", Maker(B))
+    assert (report.removed, report.reused) == (2, 2) and made(lake, table) == expected("bc", B)
+
+
+def test_quarantine_follows_inputs_and_recipe(lake: Lake) -> None:
+    table = new_table()
+    run(lake, table, "abcd", Maker(A, "ab"))
+    run(lake, table, "acd", Maker(A, "a"))
+    assert quarantined(lake, table) == {"a": 2}, "b is gone"
+    run(lake, table, "acd", Maker(B, "c"))
+    assert quarantined(lake, table) == {"c": 1}, "a was made by the new recipe"
+    assert made(lake, table) == expected("ad", B), "c's row of the old recipe is gone"
+
+
 def test_lost_rows_are_made_again_or_removed(lake: Lake) -> None:
     table = new_table()
     run(lake, table, "abc", Maker(A))

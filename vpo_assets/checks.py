@@ -1,0 +1,242 @@
+"""Asset checks: what must hold before anything is built upon a table or a checkpoint.
+
+Belongs here: checks made from the table schemas, and those that follow from the method. Does not belong here:
+mending anything.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from dagster import (
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetCheckSeverity,
+    AssetKey,
+    ResourceParam,
+    asset_check,
+)
+
+from ml.metrics import f_statistic, reward_degeneracy
+from ml.safety import is_unsafe
+from storage.tables import (
+    EVALUATION,
+    PREFERENCE_PAIRS,
+    QUERIES,
+    SFT_DATASET,
+    VIDEO_REWARDS,
+    Table,
+    quoted,
+)
+from vpo_assets.platform import Platform
+from vpo_assets.table_assets import key_prefix
+from vpo_assets.target import score_cube
+from vpo_assets.training import Training
+
+CLEARLY_ABOVE_ONE = 1.5
+TOLERATED_LOSS = 0.0
+
+
+def asset_key(table: Table) -> AssetKey:
+    """The asset of a table."""
+    return AssetKey([*key_prefix(table), table.name])
+
+
+def schema_check(table: Table) -> AssetChecksDefinition:
+    """The table has its columns, a key that is unique, and values wherever there must be some."""
+
+    @asset_check(asset=asset_key(table), name="schema", blocking=True, description=schema_check.__doc__)
+    def check(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        required = [column.name for column in table.all_columns if not column.nullable]
+        empties = ", ".join(f"count(*) FILTER ({quoted(name)} IS NULL) AS {quoted(name)}" for name in required)
+        counts = platform.lake.query(
+            f"SELECT count(*) AS rows, count(DISTINCT {quoted(table.key)}) AS keys FROM {table.qualified}"
+        ).to_pylist()[0]
+        missing = platform.lake.query(f"SELECT {empties} FROM {table.qualified}").to_pylist()[0]
+        without = {name: count for name, count in missing.items() if count}
+        return AssetCheckResult(
+            passed=counts["rows"] == counts["keys"] and not without,
+            metadata={
+                "rows": counts["rows"],
+                "keys": counts["keys"],
+                "missing values": str(without or "none"),
+            },
+        )
+
+    return check
+
+
+@asset_check(asset="queries", blocking=True)
+def no_query_in_two_splits(platform: ResourceParam[Platform]) -> AssetCheckResult:
+    """No wording of a held-out query is trained on, whatever its capitals and spaces."""
+    leaks = platform.lake.query(
+        "SELECT lower(query) AS wording FROM "
+        f"{QUERIES.qualified} WHERE keep GROUP BY ALL HAVING count(DISTINCT split) > 1 LIMIT 20"
+    )
+    return AssetCheckResult(passed=leaks.num_rows == 0, metadata={"wordings in two splits": leaks.num_rows})
+
+
+@asset_check(asset="sft_dataset", blocking=True)
+def no_held_out_query_learned(platform: ResourceParam[Platform]) -> AssetCheckResult:
+    """Every example of the SFT set comes from the SFT split."""
+    foreign = platform.lake.query(
+        f"SELECT count(*) AS n FROM {SFT_DATASET.qualified} AS d LEFT JOIN {QUERIES.qualified} AS q "
+        "USING (query_id) WHERE q.split IS DISTINCT FROM 'sft'"
+    )["n"][0].as_py()
+    return AssetCheckResult(passed=foreign == 0, metadata={"examples of other splits": foreign})
+
+
+@asset_check(asset="sft_dataset", blocking=True)
+def nothing_unsafe_to_learn(platform: ResourceParam[Platform]) -> AssetCheckResult:
+    """No answer of the SFT set carries unsafe content, by the lexicon."""
+    messages = platform.lake.read(SFT_DATASET, columns=["messages"])["messages"].to_pylist()
+    unsafe = sum(is_unsafe(conversation[-1]["content"]) for conversation in messages)
+    return AssetCheckResult(passed=unsafe == 0, metadata={"examples": len(messages), "unsafe": unsafe})
+
+
+def reward_checks(table: Table) -> Iterator[AssetChecksDefinition]:
+    """The reward tells videos apart, and prompts apart from noise."""
+
+    @asset_check(asset=asset_key(table), name="reward_not_degenerate", blocking=True)
+    def not_degenerate(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        """Not every answer is the same: a reward that says yes (or no) to everything teaches nothing."""
+        rows = platform.lake.read(table, columns=["answers", "score"])
+        if rows.num_rows == 0:
+            return AssetCheckResult(passed=True, metadata={"reason": "there are no rewards yet"})
+        yes = np.array([[a["yes"] for a in answers] for answers in rows["answers"].to_pylist()], float)
+        found = reward_degeneracy(yes, rows["score"].to_numpy())
+        metadata = {
+            "reason": found.reason or "answers differ",
+            "videos": rows.num_rows,
+            "score_spread": float(found.score_spread),
+            "questions_always_answered_alike": len(found.constant_questions),
+        }
+        return AssetCheckResult(passed=not found.degenerate, metadata=metadata)
+
+    yield not_degenerate
+    if table.name != VIDEO_REWARDS.name:
+        return
+
+    @asset_check(asset=asset_key(table), name="prompts_matter_more_than_seeds")
+    def above_noise(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        """F, the variance between a query's prompts against that between a prompt's seeds, is clearly above 1.
+
+        Where it is not, video-level pairs are noise: render more seeds, or sample more varied candidates.
+        """
+        cube = score_cube(platform, table)
+        if cube.size == 0 or cube.shape[2] < 2:
+            return AssetCheckResult(
+                passed=False,
+                severity=AssetCheckSeverity.WARN,
+                metadata={"reason": "F needs two seeds a prompt and two prompts a query: see seeds_per_prompt"},
+            )
+        ratio = f_statistic(cube)
+        return AssetCheckResult(
+            passed=bool(ratio.f > CLEARLY_ABOVE_ONE and ratio.low > 1),
+            severity=AssetCheckSeverity.WARN,
+            metadata={
+                "F": float(ratio.f),
+                "low": float(ratio.low),
+                "high": float(ratio.high),
+                "queries": len(cube),
+            },
+        )
+
+    yield above_noise
+
+
+def pair_checks(table: Table) -> Iterator[AssetChecksDefinition]:
+    """Pairs that can be learned from."""
+
+    @asset_check(asset=asset_key(table), name="chosen_differs_from_rejected", blocking=True)
+    def differ(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        """No pair prefers a prompt to itself."""
+        same = platform.lake.query(f"SELECT count(*) AS n FROM {table.qualified} WHERE trim(chosen) = trim(rejected)")[
+            "n"
+        ][0].as_py()
+        return AssetCheckResult(passed=same == 0, metadata={"pairs of equal prompts": same})
+
+    @asset_check(asset=asset_key(table), name="no_held_out_query_learned", blocking=True)
+    def own_split(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        """Every pair comes from the DPO split, and there are pairs at all."""
+        counts = platform.lake.query(
+            f"SELECT count(*) AS pairs, count(*) FILTER (q.split IS DISTINCT FROM 'dpo') AS foreign_pairs "
+            f"FROM {table.qualified} AS p LEFT JOIN {QUERIES.qualified} AS q USING (query_id)"
+        ).to_pylist()[0]
+        return AssetCheckResult(passed=counts["foreign_pairs"] == 0 and counts["pairs"] > 0, metadata=dict(counts))
+
+    yield differ
+    yield own_split
+
+
+def weights_check(training: Training) -> AssetChecksDefinition:
+    """Every weight of the checkpoint is a finite number."""
+
+    @asset_check(asset=AssetKey(training.asset_name.split("/")), name="weights_finite", blocking=True)
+    def check(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        """Every weight of the checkpoint is a finite number."""
+        from safetensors import safe_open
+
+        folder, manifest = platform.checkpoints.load(training.trained(platform))
+        broken, count = [], 0
+        for name in manifest.files:
+            if not name.endswith(".safetensors"):
+                continue
+            with safe_open(folder / name, framework="pt") as weights:
+                for tensor in weights.keys():  # noqa: SIM118 (safe_open is no mapping)
+                    count += 1
+                    if not weights.get_tensor(tensor).isfinite().all():
+                        broken.append(tensor)
+        return AssetCheckResult(
+            passed=not broken and count > 0,
+            metadata={"tensors": count, "not finite": ", ".join(broken) or "none"},
+        )
+
+    return check
+
+
+def evaluation_checks(table: Table) -> Iterator[AssetChecksDefinition]:
+    """Preference optimization has not made the policy worse than SFT left it."""
+
+    @asset_check(asset=asset_key(table), name="vpo_not_less_safe_than_sft", blocking=True)
+    def safe(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        """The share of unsafe prompts has not risen above SFT's."""
+        values = _values(platform, table, "text_level", "unsafe")
+        return AssetCheckResult(
+            passed=values["vpo"] <= values["sft"] + TOLERATED_LOSS,
+            metadata={f"unsafe {method}": value for method, value in values.items()},
+        )
+
+    @asset_check(asset=asset_key(table), name="vpo_not_worse_than_sft")
+    def better(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        """The video-level score is not below SFT's."""
+        values = _values(platform, table, "video_level", "score")
+        return AssetCheckResult(
+            passed=values["vpo"] >= values["sft"] - TOLERATED_LOSS,
+            severity=AssetCheckSeverity.WARN,
+            metadata={f"score {method}": value for method, value in values.items()},
+        )
+
+    yield safe
+    yield better
+
+
+def _values(platform: Platform, table: Table, section: str, metric: str) -> dict[str, Any]:
+    rows = platform.lake.query(
+        f"SELECT method, value FROM {table.qualified} WHERE section = ? AND metric = ?",
+        [section, metric],
+    )
+    return dict(zip(rows["method"].to_pylist(), rows["value"].to_pylist(), strict=True))
+
+
+TRUNK_CHECKS = (no_query_in_two_splits, no_held_out_query_learned, nothing_unsafe_to_learn)
+
+
+def branch_checks(target: str, training: Training) -> list[AssetChecksDefinition]:
+    """The checks of one target's branch that follow from the method."""
+    return [
+        *reward_checks(VIDEO_REWARDS.at(target)),
+        *pair_checks(PREFERENCE_PAIRS.at(target)),
+        weights_check(training),
+        *evaluation_checks(EVALUATION.at(target)),
+    ]

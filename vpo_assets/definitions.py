@@ -1,0 +1,62 @@
+"""The one place where assets, checks, jobs and resources are put together.
+
+Belongs here: `build_defs`, the seam that tests and the code location use. Does not belong here: any asset.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dagster import AssetKey, AssetSelection, Definitions, define_asset_job, in_process_executor
+
+from resources.settings import Profile, load_profile
+from storage.tables import RAW_PROMPTS
+from vpo_assets import prompts, sft
+from vpo_assets.checks import TRUNK_CHECKS, branch_checks, schema_check, weights_check
+from vpo_assets.evaluation import build_evaluation
+from vpo_assets.platform import Platform, quiet_libraries
+from vpo_assets.target import build_branch
+
+EVERYTHING = "everything"
+DATASETS = "datasets"
+
+
+def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = None) -> Definitions:
+    """All definitions of a profile: the trunk, and a branch for each of its targets."""
+    quiet_libraries()
+    branches = [build_branch(target) for target in profile.targets]
+    evaluations = [build_evaluation(branch) for branch in branches]
+    steps = [prompts.QUERIES_STEP, *sft.STEPS, *sft.SET_STEPS]
+    for part in (*branches, *evaluations):
+        steps += [*part.steps, *part.set_steps]
+    checks = [schema_check(table) for table in (RAW_PROMPTS, *(step.table for step in steps))]
+    checks += [*TRUNK_CHECKS, weights_check(sft.SFT_TRAINING)]
+    for branch in branches:
+        checks += branch_checks(branch.target, branch.training)
+    trunk_datasets = [AssetKey(name) for name in ("raw_prompts", "queries", "drafts", "draft_critiques", "sft_dataset")]
+    return Definitions(
+        assets=[
+            prompts.raw_prompts,
+            prompts.queries,
+            *sft.ASSETS,
+            *(asset for part in (*branches, *evaluations) for asset in part.assets),
+        ],
+        asset_checks=checks,
+        jobs=[
+            define_asset_job(EVERYTHING, AssetSelection.all(), description="From queries to the evaluation."),
+            define_asset_job(
+                DATASETS,
+                AssetSelection.assets(*trunk_datasets),
+                description="The trunk's datasets, without training.",
+            ),
+        ],
+        resources={"platform": Platform(profile), **(resource_overrides or {})},
+        # One process a run: a model loads once an asset either way, and a laptop's cores are spent on the work.
+        executor=in_process_executor,
+    )
+
+
+def _definitions() -> Definitions:
+    return build_defs(load_profile())
+
+
+defs = _definitions()

@@ -1,0 +1,345 @@
+"""What a prompt optimizer is worth: every method's prompts for the held-out queries, judged, filmed and scored.
+
+Belongs here: eval_prompts, eval_critiques, eval_videos, eval_rewards and evaluation, made by one factory for every
+target. Does not belong here: the statistics (ml/metrics.py) or the page that shows them (report, report_data.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+from dagster import AssetsDefinition
+
+from ml.metrics import (
+    GainRow,
+    Interval,
+    TextLevelRow,
+    VideoLevelRow,
+    gains,
+    text_level_table,
+    video_level_table,
+)
+from storage.ids import content_id
+from storage.recipe import JSON, Recipe
+from storage.tables import (
+    EVAL_CRITIQUES,
+    EVAL_PROMPTS,
+    EVAL_REWARDS,
+    EVAL_VIDEOS,
+    EVALUATION,
+    QUERIES,
+)
+from vpo_assets.filming import (
+    film,
+    film_recipe,
+    filmed,
+    lost_videos,
+    reward,
+    reward_recipe,
+    rewarded,
+    video_figures,
+)
+from vpo_assets.platform import Platform
+from vpo_assets.report.pictures import IntervalBar, intervals
+from vpo_assets.report_data import write_report
+from vpo_assets.sft import SFT_TRAINING, split_queries
+from vpo_assets.steps import Row, RowStep, SetStep, own_columns
+from vpo_assets.table_assets import row_asset, set_asset
+from vpo_assets.target import Branch
+from vpo_assets.training import Training
+from vpo_assets.writing import (
+    critique_rows,
+    critiqued,
+    few_shot_prompts,
+    few_shot_recipe,
+    judge_recipe,
+    policy_prompts,
+    policy_recipe,
+)
+
+METHODS = ("original", "few_shot", "sft", "vpo")
+COMPARISONS = (
+    ("few_shot", "original"),
+    ("sft", "original"),
+    ("vpo", "original"),
+    ("sft", "few_shot"),
+    ("vpo", "few_shot"),
+    ("vpo", "sft"),
+)
+
+
+@dataclass(frozen=True)
+class EvaluationBranch:
+    """The evaluation's steps and assets of one target."""
+
+    target: str
+    steps: tuple[RowStep, ...]
+    set_steps: tuple[SetStep, ...]
+    assets: tuple[AssetsDefinition, ...]
+
+
+def build_evaluation(branch: Branch) -> EvaluationBranch:
+    """The evaluation of one target's branch."""
+    target, training = branch.target, branch.training
+    prompts_table, critiques_table = EVAL_PROMPTS.at(target), EVAL_CRITIQUES.at(target)
+    videos_table, rewards_table = EVAL_VIDEOS.at(target), EVAL_REWARDS.at(target)
+
+    prompts = RowStep(
+        table=prompts_table,
+        inputs=lambda platform: _prompt_inputs(platform, target, training),
+        recipe=lambda _: {},  # what decides a prompt is another matter for each method, and part of its input id
+        work=lambda platform, rows: _write_prompts(platform, target, training, rows),
+        batch_size=lambda platform: platform.profile.refresh.text_batch,
+    )
+    critiques = RowStep(
+        table=critiques_table,
+        inputs=lambda _: critiqued(prompts_table.qualified, QUERIES.qualified),
+        recipe=judge_recipe,
+        work=lambda platform, rows: [
+            {**critique, "method": row["method"]}
+            for row, critique in zip(rows, critique_rows(platform, rows), strict=True)
+        ],
+        batch_size=lambda platform: platform.profile.refresh.text_batch,
+    )
+    videos = RowStep(
+        table=videos_table,
+        inputs=lambda platform: filmed(
+            f"SELECT prompt_id, query_id, prompt, method FROM {prompts_table.qualified}",
+            platform.target(target).evaluation.seeds_per_prompt,
+            platform.profile.seed,
+        ),
+        recipe=lambda platform: film_recipe(platform, target),
+        work=lambda platform, rows: _with_method(rows, film(platform, target, rows)),
+        batch_size=lambda platform: platform.profile.refresh.video_batch,
+        lost=lambda platform: lost_videos(platform, videos_table),
+    )
+    rewards = RowStep(
+        table=rewards_table,
+        inputs=lambda _: rewarded(videos_table.qualified, QUERIES.qualified),
+        recipe=lambda platform: reward_recipe(platform, target),
+        work=lambda platform, rows: _with_method(rows, reward(platform, target, rows)),
+        batch_size=lambda platform: platform.profile.refresh.video_batch,
+    )
+    figures = SetStep(
+        table=EVALUATION.at(target),
+        recipe=lambda platform: {"policies": list(_policies(platform, training).values())},
+        work=lambda platform: _evaluate(platform, target, training),
+    )
+    assets = (
+        row_asset(
+            prompts,
+            description="For every held-out query its original wording, a few-shot prompt, and both checkpoints' prompts.",
+            deps=["queries", "sft_checkpoint", f"{target}/dpo_checkpoint"],
+            kinds={"huggingface"},
+            uses_model=True,
+        ),
+        row_asset(
+            critiques,
+            description="The judge's verdict on every method's prompts.",
+            deps=[f"{target}/eval_prompts", "queries"],
+            kinds={"python"},
+        ),
+        row_asset(
+            videos,
+            description="Every method's prompts, filmed by the target video model with the same seeds.",
+            deps=[f"{target}/eval_prompts"],
+            kinds={"diffusers"},
+            uses_model=True,
+            figures=lambda platform: video_figures(platform, videos_table.qualified, QUERIES.qualified),
+        ),
+        row_asset(
+            rewards,
+            description="The reward model's answers about every method's videos, given the user's query.",
+            deps=[f"{target}/eval_videos", "queries"],
+            kinds={"python"},
+            uses_model=True,
+        ),
+        set_asset(
+            figures,
+            description="Text-level and video-level tables, win rates and gains with 95% intervals, and the report.",
+            deps=[f"{target}/eval_critiques", f"{target}/eval_rewards", f"{target}/dpo_checkpoint"],
+        ),
+    )
+    return EvaluationBranch(target, (prompts, critiques, videos, rewards), (figures,), assets)
+
+
+def _policies(platform: Platform, training: Training) -> dict[str, str]:
+    """The checkpoint ids that are evaluated: those that the present data and settings make."""
+    return {"sft": SFT_TRAINING.checkpoint_id(platform), "vpo": training.checkpoint_id(platform)}
+
+
+def _prompt_inputs(platform: Platform, target: str, training: Training) -> str:
+    """Every held-out query with every method; the input id changes with whatever decides the method's prompts."""
+    settings = platform.target(target).evaluation
+    recipes: dict[str, dict[str, JSON]] = {"original": {}, "few_shot": few_shot_recipe(platform)}
+    policies = _policies(platform, training)
+    for method, checkpoint_id in policies.items():
+        recipes[method] = policy_recipe(platform, checkpoint_id, settings.sampling)
+    methods = ", ".join(
+        f"('{method}', '{Recipe(recipe).id}', {_quoted_or_null(policies.get(method))})"
+        for method, recipe in recipes.items()
+    )
+    return (
+        "SELECT content_id([query_id, query, method, recipe]) AS input_id, query_id, query, method, policy "
+        f"FROM ({split_queries('test', settings.limit)}), (VALUES {methods}) AS m(method, recipe, policy)"
+    )
+
+
+def _quoted_or_null(checkpoint_id: str | None) -> str:
+    """A checkpoint id as an SQL literal; ids are plain names, so there is nothing to escape."""
+    return "NULL" if checkpoint_id is None else f"'{checkpoint_id}'"
+
+
+def _write_prompts(platform: Platform, target: str, training: Training, rows: Sequence[Row]) -> list[Row]:
+    """Each row's prompt by its method."""
+    prompts: dict[str, str] = {}
+    ordered = sorted(rows, key=lambda row: str(row["method"]))
+    for method, group in groupby(ordered, key=lambda row: str(row["method"])):
+        some = list(group)
+        texts = _prompts_of(platform, target, training, method, some)
+        prompts |= {row["input_id"]: text for row, text in zip(some, texts, strict=True)}
+    return [
+        {
+            "prompt_id": content_id("eval", row["method"], row["input_id"], prompts[row["input_id"]]),
+            "query_id": row["query_id"],
+            "method": row["method"],
+            "policy": row["policy"],
+            "prompt": prompts[row["input_id"]],
+        }
+        for row in rows
+    ]
+
+
+def _prompts_of(platform: Platform, target: str, training: Training, method: str, rows: Sequence[Row]) -> list[str]:
+    if method == "original":
+        return [row["query"] for row in rows]
+    if method == "few_shot":
+        return few_shot_prompts(platform, rows)
+    trained = SFT_TRAINING if method == "sft" else training
+    sampling = platform.target(target).evaluation.sampling.sampling()
+    return policy_prompts(platform, trained.trained(platform), rows, sampling)
+
+
+def _with_method(rows: Sequence[Row], made: Sequence[Row]) -> list[Row]:
+    return [{**one, "method": row["method"]} for row, one in zip(rows, made, strict=True)]
+
+
+def _evaluate(platform: Platform, target: str, training: Training) -> tuple[pa.Table, dict[str, Any]]:
+    """The tables of the evaluation as rows, and as pictures and a report."""
+    critiques = _by_method(platform.lake.read(EVAL_CRITIQUES.at(target), columns=["query_id", "method", "verdict"]))
+    rewards = _by_method(
+        platform.lake.read(EVAL_REWARDS.at(target), columns=["query_id", "method", "score", "dimensions"])
+    )
+    text_level = text_level_table(critiques)
+    video_level = video_level_table(rewards)
+    gained = gains(rewards, COMPARISONS)
+    policies = _policies(platform, training)
+    rows = [*_text_rows(text_level), *_video_rows(video_level), *_gain_rows(gained)]
+    for row in rows:
+        row["checkpoint_id"] = policies.get(row["method"])
+        row["evaluation_id"] = content_id(row["section"], row["method"], row["against"] or "", row["metric"])
+    report = write_report(platform, target, policies, text_level, video_level, gained)
+    figures = {
+        "report": str(report),
+        "text_level": [text_summary(row) for row in text_level],
+        "video_level": [video_summary(row) for row in video_level],
+        "gains": [gain_summary(row) for row in gained],
+        "scores": intervals(
+            [IntervalBar(row.method, row.score, row.low, row.high) for row in video_level],
+            "Video-level score with 95% interval",
+            "score",
+        ),
+        "gains_plot": intervals(
+            [IntervalBar(f"{row.method} − {row.against}", row.mean, row.low, row.high) for row in gained],
+            "Gain in score, paired by query, with 95% interval",
+            "gain",
+            zero_line=True,
+        ),
+    }
+    return own_columns(EVALUATION, rows), figures
+
+
+def _by_method(rows: pa.Table) -> pa.Table:
+    """Rows in the order of METHODS, so that tables come out in the order in which people compare."""
+    order = {method: str(i) for i, method in enumerate(METHODS)}
+    ranks = pa.array([order[method] for method in rows["method"].to_pylist()])
+    return rows.append_column("rank", ranks).sort_by([("rank", "ascending"), ("query_id", "ascending")])
+
+
+def text_summary(row: TextLevelRow) -> dict[str, Any]:
+    """One line of the text-level table, in percent."""
+    return {
+        "method": row.method,
+        "aligned": row.aligned,
+        "unsafe": row.unsafe,
+        "imprecise": row.imprecise,
+        "refusal": row.refusal,
+    }
+
+
+def video_summary(row: VideoLevelRow) -> dict[str, Any]:
+    """One line of the video-level table."""
+    return {
+        "method": row.method,
+        "score": row.score,
+        "low": row.low,
+        "high": row.high,
+        "wins against original": None if row.win_rate is None else row.win_rate.rate,
+        **row.dimensions,
+    }
+
+
+def gain_summary(row: GainRow) -> dict[str, Any]:
+    """One line of the table of gains."""
+    return {"method": row.method, "against": row.against, "mean": row.mean, "low": row.low, "high": row.high}
+
+
+def _text_rows(table: Sequence[TextLevelRow]) -> list[Row]:
+    return [
+        _row("text_level", row.method, metric, row.intervals[metric], value=getattr(row, metric))
+        for row in table
+        for metric in ("aligned", "unsafe", "imprecise", "refusal")
+    ]
+
+
+def _video_rows(table: Sequence[VideoLevelRow]) -> list[Row]:
+    rows = []
+    for row in table:
+        rows.append(_row("video_level", row.method, "score", Interval(row.score, row.low, row.high, row.n)))
+        if row.win_rate is not None:
+            won = Interval(row.win_rate.rate, row.win_rate.low, row.win_rate.high, row.win_rate.n)
+            rows.append(_row("video_level", row.method, "win_rate", won, against="original"))
+        for name, share in row.dimensions.items():
+            rows.append(_row("video_level", row.method, f"dimension/{name}", None, value=share, n=row.n))
+    return rows
+
+
+def _gain_rows(table: Sequence[GainRow]) -> list[Row]:
+    return [
+        _row("gains", row.method, "score", Interval(row.mean, row.low, row.high, row.n), against=row.against)
+        for row in table
+    ]
+
+
+def _row(
+    section: str,
+    method: str,
+    metric: str,
+    interval: Interval | None,
+    *,
+    value: float | None = None,
+    against: str | None = None,
+    n: int | None = None,
+) -> Row:
+    return {
+        "section": section,
+        "method": method,
+        "against": against,
+        "metric": metric,
+        "value": interval.mean if value is None and interval is not None else value,
+        "low": interval.low if interval is not None else None,
+        "high": interval.high if interval is not None else None,
+        "n": interval.n if interval is not None else n,
+    }

@@ -1,0 +1,122 @@
+"""How prompts become videos and videos become scores, wherever in the graph that is.
+
+Belongs here: the work that candidates' and held-out prompts' videos have in common. Does not belong here: which
+prompts are filmed.
+"""
+
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from storage.ids import content_id
+from storage.recipe import JSON
+from storage.tables import Table
+from vpo_assets.platform import Platform
+from vpo_assets.report.pictures import ContactRow, LabelledClip, contact_sheet
+from vpo_assets.steps import Row
+
+SHEET_ROWS = 6
+
+
+def filmed(prompts: str, seeds: int, profile_seed: int) -> str:
+    """The inputs of a video table: every prompt of a SELECT, with each of its query's seeds.
+
+    All prompts of a query share their seeds, so that they start from the same noise and differ by their words.
+    """
+    return (
+        "SELECT content_id([prompt_id, prompt, seed::VARCHAR]) AS input_id, * FROM ("
+        "SELECT p.*, ('0x' || left(content_id([query_id, s::VARCHAR, "
+        f"'{int(profile_seed)}']), 12))::BIGINT AS seed FROM ({prompts}) AS p, range({int(seeds)}) AS r(s))"
+    )
+
+
+def film(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
+    """Render each row's prompt with its seed, and store the clip."""
+    generator = platform.video_generators[target]
+    started = time.monotonic()
+    clips = generator.generate([row["prompt"] for row in rows], [row["seed"] for row in rows])
+    seconds = (time.monotonic() - started) / len(rows)
+    made = []
+    for row, clip in zip(rows, clips, strict=True):
+        file = platform.videos.put(clip, generator.fps)
+        made.append(
+            {
+                "video_id": content_id(row["input_id"], file.sha256),
+                "prompt_id": row["prompt_id"],
+                "query_id": row["query_id"],
+                "prompt": row["prompt"],
+                "seed": row["seed"],
+                "seconds_to_render": seconds,
+                **vars(file),
+            }
+        )
+    return made
+
+
+def film_recipe(platform: Platform, target: str) -> dict[str, JSON]:
+    """What decides a video beside prompt and seed."""
+    return {"video_generator": dict(platform.video_generators[target].identity())}
+
+
+def lost_videos(platform: Platform, table: Table) -> Collection[str]:
+    """Input ids of rows whose file is gone or cut short: they are rendered again."""
+    rows = platform.lake.read(table, columns=["input_id", "uri", "bytes"]).to_pylist()
+    return [row["input_id"] for row in rows if not platform.videos.is_intact(row["uri"], row["bytes"])]
+
+
+def rewarded(videos_table: str, queries_table: str) -> str:
+    """The inputs of a table of rewards: every video with the user's query, which is all the reward gets to see."""
+    return (
+        f"SELECT content_id([v.video_id, v.sha256, q.query]) AS input_id, v.*, q.query FROM {videos_table} AS v "
+        f"JOIN {queries_table} AS q USING (query_id)"
+    )
+
+
+def reward(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
+    """The reward model's answers on each row's video, its score, and the share of each dimension."""
+    model = platform.video_rewards[target]
+    clips = [platform.videos.get(row["uri"], row["sha256"]) for row in rows]
+    answers = model.answer([row["query"] for row in rows], clips)
+    yes = [[answer.yes for answer in one] for one in answers]
+    scores, dimensions = model.checklist.score(yes), model.checklist.by_dimension(yes)
+    return [
+        {
+            "video_id": row["video_id"],
+            "prompt_id": row["prompt_id"],
+            "query_id": row["query_id"],
+            "seed": row["seed"],
+            "answers": [vars(answer) for answer in answers[i]],
+            "score": float(scores[i]),
+            "dimensions": [{"dimension": name, "score": float(shares[i])} for name, shares in dimensions.items()],
+        }
+        for i, row in enumerate(rows)
+    ]
+
+
+def reward_recipe(platform: Platform, target: str) -> dict[str, JSON]:
+    """What decides a reward beside query and video."""
+    model = platform.video_rewards[target]
+    return {"video_reward": dict(model.identity()), "checklist": content_id(model.checklist.to_json())}
+
+
+def sheet(platform: Platform, videos: str, queries: str) -> bytes:
+    """A contact sheet of a few queries, each with all its prompts at one seed."""
+    rows = platform.lake.query(
+        f"SELECT query, prompt, uri, sha256 FROM {videos} JOIN {queries} USING (query_id) "
+        f"WHERE query_id IN (SELECT DISTINCT query_id FROM {videos} ORDER BY query_id LIMIT {SHEET_ROWS}) "
+        "QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY seed) = 1 ORDER BY query_id, prompt_id"
+    ).to_pylist()
+    by_query: dict[str, list[LabelledClip]] = {}
+    for row in rows:
+        frames = platform.videos.get(row["uri"], row["sha256"])
+        by_query.setdefault(row["query"], []).append(LabelledClip(label=row["prompt"], frames=frames))
+    return contact_sheet([ContactRow(caption=query, clips=clips[:4]) for query, clips in by_query.items()])
+
+
+def video_figures(platform: Platform, videos: str, queries: str) -> dict[str, Any]:
+    """What people look at of a video table."""
+    seconds = platform.lake.query(f"SELECT round(avg(seconds_to_render), 3) AS seconds FROM {videos}")
+    return {
+        "contact_sheet": sheet(platform, videos, queries),
+        "seconds_a_video": seconds["seconds"][0].as_py() or 0.0,
+    }

@@ -1,0 +1,126 @@
+"""The Dagster instance: where runs are recorded, and what must hold before one is started.
+
+Belongs here: the folder and configuration of the instance, the pool that keeps GPU work one at a time, and the
+clearing away of runs whose process is gone. Does not belong here: starting runs (running.py).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+
+from resources.settings import Profile
+from vpo_assets.table_assets import GPU_POOL
+
+GPU_SLOTS = 1
+
+# Paths are left to DAGSTER_HOME, so that the folder may be moved.
+_CONFIGURATION = """\
+# Written once; yours to change. See https://docs.dagster.io/deployment/oss/oss-instance-configuration
+storage:
+  sqlite:
+    base_dir:
+      env: DAGSTER_HOME
+concurrency:
+  pools:
+    # Each step that uses the pool `gpu` waits for a slot, whoever started its run. A pool without a limit has none.
+    granularity: op
+run_monitoring:
+  enabled: true
+  free_slots_after_run_end_seconds: 30
+telemetry:
+  enabled: false
+"""
+
+
+class PoolNotProvisioned(RuntimeError):
+    """The instance does not keep the limit of a pool; runs would load several models at once."""
+
+
+def dagster_home(profile: Profile) -> Path:
+    """The instance's folder, under the profile's home, with its configuration; an existing one is left as it is."""
+    folder = profile.home / "dagster"
+    folder.mkdir(parents=True, exist_ok=True)
+    configuration = folder / "dagster.yaml"
+    if not configuration.exists():
+        unfinished = folder / f"dagster.yaml.{os.getpid()}"
+        unfinished.write_text(_CONFIGURATION, encoding="utf-8")
+        unfinished.replace(configuration)
+    return folder
+
+
+@contextmanager
+def prepared_instance(profile: Profile) -> Iterator[DagsterInstance]:
+    """The instance, ready for runs: `DAGSTER_HOME` set, the `gpu` pool limited, dead runs cleared away.
+
+    Raises PoolNotProvisioned.
+    """
+    os.environ["DAGSTER_HOME"] = str(dagster_home(profile))
+    with DagsterInstance.get() as instance:
+        provision_pool(instance, GPU_POOL, GPU_SLOTS)
+        clear_dead_runs(instance)
+        yield instance
+
+
+def provision_pool(instance: DagsterInstance, pool: str, slots: int) -> None:
+    """Give a pool its limit unless it has one, and make sure that it is kept. Raises PoolNotProvisioned."""
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        raise PoolNotProvisioned(f"this instance's storage knows no pools, so {pool} cannot be limited")
+    if pool not in storage.get_concurrency_keys():
+        storage.set_concurrency_slots(pool, slots)
+    if storage.get_concurrency_info(pool).slot_count < 1:
+        raise PoolNotProvisioned(
+            f"the pool {pool} has no slot, so no model could ever run; set one with "
+            f"`dagster instance concurrency set {pool} {slots}`"
+        )
+
+
+def clear_dead_runs(instance: DagsterInstance) -> list[str]:
+    """Mark runs as failed whose process is gone (killed, or the machine went down), and free their slots in pools.
+
+    Otherwise they would be shown as running for ever, and whoever needs their slots would wait for ever. Only runs
+    that say which process of this machine they are in are looked at. Returns the ids of the runs cleared.
+    """
+    cleared = []
+    for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING])):
+        process = _process_of(instance, run)
+        if process is None or _is_alive(*process):
+            continue
+        instance.report_run_failed(run, f"The run's process ({process[0]}) is gone: it was killed, or crashed.")
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+        cleared.append(run.run_id)
+    return cleared
+
+
+def _process_of(instance: DagsterInstance, run: DagsterRun) -> tuple[int, float] | None:
+    """Process id of a run and the time it said so, by the first event that names one."""
+    for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
+        if entry.dagster_event is not None:
+            pid = entry.dagster_event.engine_event_data.metadata.get("pid")
+            if pid is not None and str(pid.value).isdigit():
+                return int(str(pid.value)), entry.timestamp
+    return None
+
+
+def _is_alive(pid: int, seen_at: float) -> bool:
+    """Whether the process that had this id at that time still runs; ids are given again to later processes."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = next(
+            float(line.split()[1])
+            for line in Path("/proc/stat").read_text().splitlines()
+            if line.startswith("btime ")
+        )
+    except OSError:  # no /proc on this system: a process of that id is all that can be said
+        return True
+    state, started = status[0], boot + float(status[19]) / os.sysconf("SC_CLK_TCK")
+    return state != "Z" and started <= seen_at + 5

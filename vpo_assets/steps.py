@@ -1,0 +1,118 @@
+"""What a step of the method is, apart from Dagster: its table, its inputs, its recipe and its work.
+
+Belongs here: the two kinds of steps and how they are carried out on a platform. Does not belong here: any
+particular step (prompts.py, sft.py, target.py, evaluation.py) or Dagster (table_assets.py).
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from storage.ids import content_id
+from storage.plan import Plan
+from storage.recipe import JSON
+from storage.refresh import BatchResult, Progress, Recipe, RefreshConfig, Report, plan, rebuild, refresh
+from storage.tables import LINEAGE_NAMES, Table
+from vpo_assets.platform import Platform
+
+Row: TypeAlias = dict[str, Any]
+"""One row of a table as a dict from column to value."""
+
+
+def no_lost_rows(platform: Platform) -> Collection[str]:
+    """Rows whose table is all there is to them cannot be lost."""
+    del platform
+    return ()
+
+
+@dataclass(frozen=True)
+class RowStep:
+    """A step that makes its rows one by one: each input row gives one output row, now or never again.
+
+    `inputs` is a SELECT over the lake with a column input_id; `recipe` is everything besides the input row that
+    decides the result; `work` maps input rows to output rows, in order, without lineage columns.
+    """
+
+    table: Table
+    inputs: Callable[[Platform], str | pa.Table]
+    recipe: Callable[[Platform], Mapping[str, JSON]]
+    work: Callable[[Platform, Sequence[Row]], Sequence[Row]]
+    batch_size: Callable[[Platform], int]
+    code_version: str = "1"
+    lost: Callable[[Platform], Collection[str]] = no_lost_rows
+
+    def full_recipe(self, platform: Platform) -> Recipe:
+        """The recipe with the step's code version."""
+        return Recipe({"code": self.code_version, **self.recipe(platform)})
+
+    def plan(self, platform: Platform, config: RefreshConfig) -> Plan:
+        """What a refresh would do now."""
+        return plan(
+            platform.lake,
+            self.table,
+            self.inputs(platform),
+            self.full_recipe(platform),
+            config,
+            lost=self.lost(platform),
+        )
+
+    def refresh(
+        self, platform: Platform, config: RefreshConfig, run_id: str, progress: Callable[[Progress], None]
+    ) -> Report:
+        """Bring the table up to date; models are freed at the end."""
+        columns = pa.schema([pa.field(c.name, c.type) for c in self.table.columns] + [("input_id", pa.string())])
+
+        def work(batch: pa.Table) -> BatchResult:
+            inputs = batch.to_pylist()
+            outputs = self.work(platform, inputs)
+            rows = [{**output, "input_id": row["input_id"]} for row, output in zip(inputs, outputs, strict=True)]
+            return BatchResult(pa.Table.from_pylist(rows, schema=columns))
+
+        try:
+            return refresh(
+                platform.lake,
+                self.table,
+                self.inputs(platform),
+                self.full_recipe(platform),
+                work,
+                config,
+                run_id=run_id,
+                mapper=platform.compute,
+                progress=progress,
+                lost=self.lost(platform),
+            )
+        finally:
+            platform.release()
+
+
+@dataclass(frozen=True)
+class SetStep:
+    """A step whose rows are a function of a whole set: cheap to compute, and only what changed is written.
+
+    `work` returns rows with the table's own columns, and figures for people to look at.
+    """
+
+    table: Table
+    recipe: Callable[[Platform], Mapping[str, JSON]]
+    work: Callable[[Platform], tuple[pa.Table, dict[str, Any]]]
+    code_version: str = "1"
+
+    def rebuild(self, platform: Platform, run_id: str) -> tuple[Report, dict[str, Any]]:
+        """Compute the rows and write what differs."""
+        rows, figures = self.work(platform)
+        recipe = Recipe({"code": self.code_version, **self.recipe(platform)})
+        return rebuild(platform.lake, self.table, rows, recipe, run_id=run_id), figures
+
+
+def own_columns(table: Table, rows: Sequence[Row]) -> pa.Table:
+    """Rows as an Arrow table with the table's own columns."""
+    schema = pa.schema([pa.field(column.name, column.type) for column in table.columns])
+    assert not set(schema.names) & set(LINEAGE_NAMES)
+    return pa.Table.from_pylist(list(rows), schema=schema)
+
+
+def seed_for(platform: Platform, input_id: str) -> int:
+    """A seed of 48 bits for one row's draw, the same on every machine, other for another seed of the profile."""
+    return int(content_id(input_id, str(platform.profile.seed))[:12], 16)

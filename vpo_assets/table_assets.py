@@ -1,0 +1,146 @@
+"""From steps to Dagster assets: the one place where a refresh meets a run.
+
+Belongs here: the factories that every table asset is made with. Does not belong here: the steps themselves.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    Config,
+    DataVersion,
+    MaterializeResult,
+    ResourceParam,
+    asset,
+)
+from pydantic import Field
+
+from storage.refresh import Mode, Progress, RefreshConfig
+from storage.tables import Table
+from vpo_assets.metadata import figures_metadata, table_metadata
+from vpo_assets.platform import Platform
+from vpo_assets.steps import RowStep, SetStep
+
+OWNERS = ["team:prompt-optimization"]
+GPU_POOL = "gpu"
+SECONDS_BETWEEN_LINES = 5.0
+
+Figures = Callable[[Platform], Mapping[str, Any]]
+
+
+class RefreshOptions(Config):
+    """What the Launchpad offers for a table: how to refresh it this time."""
+
+    mode: Mode = Field(
+        default=Mode.INCREMENTAL,
+        description="incremental: what is missing or stale; full: everything; append: keep rows of earlier recipes",
+    )
+    limit: int | None = Field(default=None, description="compute so many rows at most")
+    retry_failures: bool = Field(default=True, description="try quarantined rows again")
+
+    def refresh_config(self, platform: Platform, batch_size: int) -> RefreshConfig:
+        """These options with the profile's own."""
+        base = platform.profile.refresh.config(batch_size)
+        return RefreshConfig(
+            mode=self.mode,
+            limit=self.limit,
+            retry_failures=self.retry_failures,
+            max_attempts=base.max_attempts,
+            max_failure_ratio=base.max_failure_ratio,
+            batch_size=base.batch_size,
+        )
+
+
+def key_prefix(table: Table) -> list[str]:
+    """The trunk's assets have none; a branch's are under their target's name."""
+    return [] if table.schema == "main" else [table.schema]
+
+
+def row_asset(
+    step: RowStep,
+    *,
+    description: str,
+    deps: Sequence[str],
+    kinds: set[str],
+    uses_model: bool = False,
+    figures: Figures | None = None,
+) -> AssetsDefinition:
+    """The asset of a step that makes its rows one by one. `figures` adds pictures and tables to look at."""
+
+    @asset(
+        name=step.table.name,
+        key_prefix=key_prefix(step.table),
+        deps=[_key(dep) for dep in deps],
+        description=description,
+        group_name=group(step.table),
+        kinds=kinds | {"duckdb"},
+        owners=OWNERS,
+        code_version=step.code_version,
+        pool=GPU_POOL if uses_model else None,
+    )
+    def materialize(
+        context: AssetExecutionContext, config: RefreshOptions, platform: ResourceParam[Platform]
+    ) -> MaterializeResult[Any]:
+        options = config.refresh_config(platform, step.batch_size(platform))
+        report = step.refresh(platform, options, context.run_id, _progress_lines(context, step.table))
+        metadata = table_metadata(platform, step.table, report)
+        if figures is not None:
+            metadata |= figures_metadata(figures(platform))
+        return MaterializeResult(metadata=metadata, data_version=DataVersion(report.data_version))
+
+    return materialize
+
+
+def set_asset(
+    step: SetStep, *, description: str, deps: Sequence[str], kinds: set[str] | None = None
+) -> AssetsDefinition:
+    """The asset of a step whose rows are a function of a whole set."""
+
+    @asset(
+        name=step.table.name,
+        key_prefix=key_prefix(step.table),
+        deps=[_key(dep) for dep in deps],
+        description=description,
+        group_name=group(step.table),
+        kinds=(kinds or set()) | {"duckdb"},
+        owners=OWNERS,
+        code_version=step.code_version,
+    )
+    def materialize(context: AssetExecutionContext, platform: ResourceParam[Platform]) -> MaterializeResult[Any]:
+        report, figures = step.rebuild(platform, context.run_id)
+        metadata = table_metadata(platform, step.table, report) | dict(figures_metadata(figures))
+        return MaterializeResult(metadata=metadata, data_version=DataVersion(report.data_version))
+
+    return materialize
+
+
+def group(table: Table) -> str:
+    """The group of a table's asset: `trunk`, or its target."""
+    return "trunk" if table.schema == "main" else table.schema
+
+
+def _key(dep: str) -> list[str]:
+    """`shapes/videos` as Dagster's asset key parts."""
+    return dep.split("/")
+
+
+def _progress_lines(context: AssetExecutionContext, table: Table) -> Callable[[Progress], None]:
+    """A line in the run's log every few seconds, and one at the end."""
+    last = 0.0
+
+    def show(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < SECONDS_BETWEEN_LINES and progress.done < progress.total:
+            return
+        last = now
+        left = progress.remaining_seconds or 0.0
+        context.log.info(
+            f"{table.label}: {progress.done}/{progress.total} rows, {progress.rows_per_second:.2f} rows/s, "
+            f"{progress.failed} failed, {left:.0f} s left"
+        )
+
+    return show

@@ -1,0 +1,261 @@
+"""One branch of the graph per target video model: from sampled candidates to a preference-optimized checkpoint.
+
+Belongs here: candidates, candidate_critiques, videos, video_rewards, preference_pairs and dpo_checkpoint, made by
+one factory for every target that the profile lists. Does not belong here: evaluation (evaluation.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from dagster import AssetsDefinition
+from numpy.typing import NDArray
+
+from ml.metrics import f_statistic
+from ml.preference import average_rewards, select_pairs
+from storage.ids import content_id
+from storage.recipe import JSON
+from storage.tables import (
+    CANDIDATE_CRITIQUES,
+    CANDIDATES,
+    PREFERENCE_PAIRS,
+    QUERIES,
+    VIDEO_REWARDS,
+    VIDEOS,
+    Table,
+)
+from vpo_assets.filming import (
+    film,
+    film_recipe,
+    filmed,
+    lost_videos,
+    reward,
+    reward_recipe,
+    rewarded,
+    video_figures,
+)
+from vpo_assets.platform import Platform
+from vpo_assets.sft import SFT_TRAINING, split_queries
+from vpo_assets.steps import Row, RowStep, SetStep, own_columns
+from vpo_assets.table_assets import row_asset, set_asset
+from vpo_assets.training import Training, checkpoint_asset
+from vpo_assets.writing import (
+    critique_rows,
+    critiqued,
+    judge_recipe,
+    policy_prompts,
+    policy_recipe,
+    verdict_counts,
+)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A target's steps, training and assets."""
+
+    target: str
+    steps: tuple[RowStep, ...]
+    set_steps: tuple[SetStep, ...]
+    training: Training
+    assets: tuple[AssetsDefinition, ...]
+
+
+def policy_id(platform: Platform, target: str) -> str:
+    """The checkpoint that a target's candidates are sampled from: SFT's, or the one the profile names."""
+    policy = platform.target(target).candidates.policy
+    return SFT_TRAINING.checkpoint_id(platform) if policy == "sft" else policy
+
+
+def trained_policy(platform: Platform, target: str) -> str:
+    """The same, if it is trained."""
+    policy = platform.target(target).candidates.policy
+    return SFT_TRAINING.trained(platform) if policy == "sft" else policy
+
+
+def build_branch(target: str) -> Branch:
+    """The branch of one target."""
+    candidates_table, critiques_table = CANDIDATES.at(target), CANDIDATE_CRITIQUES.at(target)
+    videos_table, rewards_table = VIDEOS.at(target), VIDEO_REWARDS.at(target)
+    pairs_table = PREFERENCE_PAIRS.at(target)
+
+    candidates = RowStep(
+        table=candidates_table,
+        inputs=lambda platform: _candidate_inputs(platform, target),
+        recipe=lambda platform: policy_recipe(
+            platform, policy_id(platform, target), platform.target(target).candidates.sampling
+        ),
+        work=lambda platform, rows: _sample(platform, target, rows),
+        batch_size=lambda platform: platform.profile.refresh.text_batch,
+    )
+    critiques = RowStep(
+        table=critiques_table,
+        inputs=lambda _: critiqued(candidates_table.qualified, QUERIES.qualified),
+        recipe=judge_recipe,
+        work=critique_rows,
+        batch_size=lambda platform: platform.profile.refresh.text_batch,
+    )
+    videos = RowStep(
+        table=videos_table,
+        inputs=lambda platform: filmed(
+            f"SELECT prompt_id, query_id, prompt FROM {critiques_table.qualified} WHERE aligned",
+            platform.target(target).seeds_per_prompt,
+            platform.profile.seed,
+        ),
+        recipe=lambda platform: film_recipe(platform, target),
+        work=lambda platform, rows: film(platform, target, rows),
+        batch_size=lambda platform: platform.profile.refresh.video_batch,
+        lost=lambda platform: lost_videos(platform, videos_table),
+    )
+    rewards = RowStep(
+        table=rewards_table,
+        inputs=lambda _: rewarded(videos_table.qualified, QUERIES.qualified),
+        recipe=lambda platform: reward_recipe(platform, target),
+        work=lambda platform, rows: reward(platform, target, rows),
+        batch_size=lambda platform: platform.profile.refresh.video_batch,
+    )
+    pairs = SetStep(
+        table=pairs_table,
+        recipe=lambda platform: _pairs_recipe(platform, target),
+        work=lambda platform: _pairs(platform, target),
+    )
+    training = Training(
+        stage="dpo",
+        target=target,
+        data=pairs_table,
+        base=lambda platform: str(platform.checkpoints.load(trained_policy(platform, target))[0]),
+        base_name=lambda platform: policy_id(platform, target),
+        settings=lambda platform: platform.target(target).dpo,
+    )
+    assets = (
+        row_asset(
+            candidates,
+            description="The policy rewrites every DPO query several times.",
+            deps=["queries", "sft_checkpoint"],
+            kinds={"huggingface"},
+            uses_model=True,
+        ),
+        row_asset(
+            critiques,
+            description="Text-level feedback: the judge's verdict on every candidate, and a refinement of the flawed.",
+            deps=[f"{target}/candidates", "queries"],
+            kinds={"python"},
+            figures=lambda platform: {"verdicts": verdict_counts(platform, critiques_table.qualified)},
+        ),
+        row_asset(
+            videos,
+            description="The target video model films every candidate that the judge found no flaw in.",
+            deps=[f"{target}/candidate_critiques"],
+            kinds={"diffusers"},
+            uses_model=True,
+            figures=lambda platform: video_figures(platform, videos_table.qualified, QUERIES.qualified),
+        ),
+        row_asset(
+            rewards,
+            description="Video-level feedback: the reward model's answers about every video, given the user's query.",
+            deps=[f"{target}/videos", "queries"],
+            kinds={"python"},
+            uses_model=True,
+            figures=lambda platform: _reward_figures(platform, rewards_table),
+        ),
+        set_asset(
+            pairs,
+            description="Preference pairs: refined over flawed where the judge objects, better filmed over worse "
+            "filmed where it does not.",
+            deps=[
+                f"{target}/candidates",
+                f"{target}/candidate_critiques",
+                f"{target}/video_rewards",
+                "queries",
+            ],
+        ),
+        checkpoint_asset(
+            training,
+            description="The policy after direct preference optimization on text-level and video-level feedback.",
+            deps=[f"{target}/preference_pairs", "sft_checkpoint"],
+        ),
+    )
+    return Branch(target, (candidates, critiques, videos, rewards), (pairs,), training, assets)
+
+
+def _candidate_inputs(platform: Platform, target: str) -> str:
+    settings = platform.target(target).candidates
+    source = split_queries("dpo", settings.limit)
+    return (
+        "SELECT content_id([query_id, query, k::VARCHAR]) AS input_id, query_id, query, k "
+        f"FROM ({source}), range({int(settings.per_query)}) AS r(k)"
+    )
+
+
+def _sample(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
+    """One candidate a row."""
+    policy, sampling = trained_policy(platform, target), platform.target(target).candidates.sampling
+    prompts = policy_prompts(platform, policy, rows, sampling.sampling())
+    return [
+        {
+            "prompt_id": content_id("candidate", row["query_id"], str(row["k"]), policy, prompt),
+            "query_id": row["query_id"],
+            "k": row["k"],
+            "policy": policy,
+            "prompt": prompt,
+        }
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
+
+
+def _pairs_recipe(platform: Platform, target: str) -> dict[str, JSON]:
+    return {
+        "pairs": platform.target(target).pairs.model_dump(mode="json"),
+        "template": platform.template("optimize").hash,
+    }
+
+
+def _pairs(platform: Platform, target: str) -> tuple[pa.Table, dict[str, Any]]:
+    """At most one pair a query, as the paper selects them."""
+    lake, checklist = platform.lake, platform.video_rewards[target].checklist
+    candidates = lake.read(CANDIDATES.at(target), columns=["query_id", "prompt_id", "prompt"])
+    critiques = lake.read(CANDIDATE_CRITIQUES.at(target), columns=["prompt_id", "aligned", "refined"])
+    rewards = average_rewards(lake.read(VIDEO_REWARDS.at(target)), checklist)
+    settings = platform.target(target).pairs
+    selection = select_pairs(candidates.sort_by("prompt_id"), critiques, rewards, checklist, settings)
+    queries = lake.read(QUERIES, columns=["query_id", "query"])
+    asked = dict(zip(queries["query_id"].to_pylist(), queries["query"].to_pylist(), strict=True))
+    template = platform.template("optimize")
+    pairs = [
+        {**pair, "messages": template.messages(query=asked[pair["query_id"]])} for pair in selection.rows.to_pylist()
+    ]
+    counts = [{"what": name.replace("_", " "), "count": value} for name, value in asdict(selection.counts).items()]
+    return own_columns(PREFERENCE_PAIRS, pairs), {"counts": counts}
+
+
+def score_cube(platform: Platform, rewards_table: Table) -> NDArray[np.float64]:
+    """Scores as (queries, prompts, seeds), NaN where there is none; queries with fewer than two prompts left out."""
+    rows = platform.lake.query(
+        "SELECT query_id, dense_rank() OVER (PARTITION BY query_id ORDER BY prompt_id) - 1 AS prompt, "
+        "row_number() OVER (PARTITION BY prompt_id ORDER BY seed) - 1 AS seed, score "
+        f"FROM {rewards_table.qualified} ORDER BY query_id"
+    ).to_pylist()
+    if not rows:
+        return np.empty((0, 0, 0))
+    ids = {query_id: i for i, query_id in enumerate(dict.fromkeys(row["query_id"] for row in rows))}
+    shape = (len(ids), 1 + max(row["prompt"] for row in rows), 1 + max(row["seed"] for row in rows))
+    cube = np.full(shape, np.nan)
+    for row in rows:
+        cube[ids[row["query_id"]], row["prompt"], row["seed"]] = row["score"]
+    compared = np.isfinite(cube).any(2).sum(1) >= 2
+    kept: NDArray[np.float64] = cube[compared]
+    return kept
+
+
+def _reward_figures(platform: Platform, rewards_table: Table) -> dict[str, Any]:
+    shares = platform.lake.query(
+        "SELECT a.question, round(avg(a.yes::INT), 3) AS share_of_yes "
+        f"FROM (SELECT unnest(answers) AS a FROM {rewards_table.qualified}) GROUP BY ALL ORDER BY ALL"
+    )
+    figures: dict[str, Any] = {"share_of_yes": shares}
+    cube = score_cube(platform, rewards_table)
+    if cube.size and cube.shape[2] > 1:
+        ratio = f_statistic(cube)
+        figures["F_prompts_against_seeds"] = round(float(ratio.f), 2)
+    return figures

@@ -1,0 +1,249 @@
+"""Checkpoints as assets: trained once for each recipe, and found again ever after.
+
+Belongs here: what SFT and DPO checkpoints have in common. Does not belong here: what they are trained on (sft.py,
+target.py) or the training itself (ml/sft.py, ml/dpo.py).
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.parquet as pq
+from dagster import (
+    AssetExecutionContext,
+    AssetsDefinition,
+    DataVersion,
+    MaterializeResult,
+    MetadataValue,
+    ResourceParam,
+    asset,
+)
+
+from ml.fine_tuning import DpoSettings, TrainingJob, TrainingSettings
+from storage.checkpoints import BrokenCheckpoint, CheckpointManifest
+from storage.content import data_version
+from storage.recipe import JSON, Recipe, stamped
+from storage.tables import CHECKPOINTS, Table
+from vpo_assets.metadata import picture
+from vpo_assets.platform import Platform
+from vpo_assets.report.pictures import curves
+from vpo_assets.steps import own_columns
+from vpo_assets.table_assets import GPU_POOL, OWNERS
+
+SECONDS_BETWEEN_LINES = 5.0
+CURVES = {
+    "sft": ("loss", "mean_token_accuracy", "learning_rate"),
+    "dpo": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
+}
+
+
+class NotTrained(RuntimeError):
+    """A checkpoint that is asked for does not exist yet; says which asset makes it."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one checkpoint comes about: from which base, on which table, with which settings."""
+
+    stage: Literal["sft", "dpo"]
+    target: str | None
+    data: Table
+    base: Callable[[Platform], str]  # a folder or hub name to load
+    base_name: Callable[[Platform], str]  # a name that changes with the weights
+    settings: Callable[[Platform], TrainingSettings]
+    code_version: str = "1"
+
+    @property
+    def asset_name(self) -> str:
+        """`sft_checkpoint`, `shapes/dpo_checkpoint`."""
+        name = f"{self.stage}_checkpoint"
+        return f"{self.target}/{name}" if self.target else name
+
+    def recipe(self, platform: Platform) -> Recipe:
+        """Everything that decides the weights: base, data, settings, code."""
+        settings = self.settings(platform)
+        parts: dict[str, JSON] = {
+            "code": self.code_version,
+            "stage": self.stage,
+            "base": self.base_name(platform),
+            "data": data_version(platform.lake, self.data),
+            "settings": settings.model_dump(mode="json", exclude={"save_every", "micro_batch_size"}),
+            "dtype": platform.profile.language_model.dtype,
+        }
+        return Recipe(parts)
+
+    def checkpoint_id(self, platform: Platform) -> str:
+        """The id of the checkpoint that the present data and settings make, trained or not."""
+        return f"{self.stage}-{self.recipe(platform).id[:16]}"
+
+    def trained(self, platform: Platform) -> str:
+        """The same id, if it is trained. Raises NotTrained."""
+        checkpoint_id = self.checkpoint_id(platform)
+        if not platform.checkpoints.exists(checkpoint_id):
+            raise NotTrained(
+                f"the checkpoint {checkpoint_id} that the present data and settings ask for is not trained yet: "
+                f"materialize {self.asset_name}"
+            )
+        return checkpoint_id
+
+
+def train(
+    platform: Platform,
+    training: Training,
+    checkpoint_id: str,
+    on_progress: Callable[[dict[str, float]], None],
+) -> CheckpointManifest:
+    """Train the checkpoint, resuming an interrupted run; a whole one that is there is left alone."""
+    settings = training.settings(platform)
+    work = platform.home / "training" / checkpoint_id
+    work.mkdir(parents=True, exist_ok=True)
+    snapshot = platform.lake.snapshot()
+    data = work / "data.parquet"
+    pq.write_table(_ordered(platform, training.data, snapshot), data)
+    path = training.base(platform)
+
+    def fill(folder: Path) -> Mapping[str, Any]:
+        job = TrainingJob(
+            base_model=path,
+            dtype=platform.profile.language_model.dtype,
+            data=data,
+            work=work / "states",
+            output=folder,
+            sft=settings if training.stage == "sft" else None,
+            dpo=settings if isinstance(settings, DpoSettings) else None,
+        )
+        platform.trainer.train(training.stage, job, on_progress)
+        report = json.loads((folder / "training.json").read_text())
+        return {key: value for key, value in report.items() if key != "curve"} | _last_figures(report["curve"])
+
+    manifest = CheckpointManifest(
+        id=checkpoint_id,
+        stage=training.stage,
+        target=training.target,
+        base=training.base_name(platform),
+        recipe=dict(training.recipe(platform).parts),
+        inputs={training.data.label: snapshot},
+    )
+    platform.checkpoints.commit(checkpoint_id, manifest, fill)
+    _, complete = platform.checkpoints.load(checkpoint_id)
+    _record(platform, complete)
+    return complete
+
+
+def checkpoint_asset(training: Training, *, description: str, deps: list[str]) -> AssetsDefinition:
+    """The asset of one checkpoint."""
+
+    @asset(
+        name=f"{training.stage}_checkpoint",
+        key_prefix=[training.target] if training.target else [],
+        deps=[dep.split("/") for dep in deps],
+        description=description,
+        group_name=training.target or "trunk",
+        kinds={"pytorch", "huggingface"},
+        owners=OWNERS,
+        code_version=training.code_version,
+        pool=GPU_POOL,
+    )
+    def materialize(context: AssetExecutionContext, platform: ResourceParam[Platform]) -> MaterializeResult[Any]:
+        checkpoint_id = training.checkpoint_id(platform)
+        reused = _is_whole(platform, checkpoint_id)
+        started = time.monotonic()
+        manifest = train(platform, training, checkpoint_id, _progress_lines(context, checkpoint_id))
+        context.log.info(f"{checkpoint_id}: {'already trained' if reused else 'trained'}")
+        path = platform.checkpoints.path(checkpoint_id)
+        curve = json.loads((path / "training.json").read_text())["curve"]
+        metadata: dict[str, Any] = {
+            "checkpoint": checkpoint_id,
+            "dagster/uri": str(path),
+            "trained_now": not reused,
+            "seconds": round(time.monotonic() - started, 1),
+            "base": manifest.base,
+            "inputs": MetadataValue.json(manifest.inputs),
+            "recipe": MetadataValue.json(manifest.recipe),
+            "metrics": MetadataValue.json(manifest.metrics),
+            "curves": picture(curves(_series(training.stage, curve), f"{checkpoint_id}", "step")),
+        }
+        return MaterializeResult(metadata=metadata, data_version=DataVersion(checkpoint_id))
+
+    return materialize
+
+
+def _is_whole(platform: Platform, checkpoint_id: str) -> bool:
+    try:
+        platform.checkpoints.load(checkpoint_id)
+    except BrokenCheckpoint:
+        return False
+    return True
+
+
+def _ordered(platform: Platform, table: Table, snapshot: int) -> Any:
+    """The training rows in the order of their ids: the same data is the same file."""
+    rows = platform.lake.read(table, version=snapshot)
+    return rows.sort_by(table.key).select([column.name for column in table.columns])
+
+
+def _record(platform: Platform, manifest: CheckpointManifest) -> None:
+    """The checkpoint's row in the lake. Writing the same row again changes nothing."""
+    row = {
+        "checkpoint_id": manifest.id,
+        "stage": manifest.stage,
+        "target": manifest.target,
+        "path": manifest.id,
+        "base": manifest.base,
+        "metrics": json.dumps(manifest.metrics),
+        "settings": json.dumps(manifest.recipe.get("settings")),
+        "snapshots": json.dumps(manifest.inputs),
+    }
+    known = platform.lake.query(
+        f"SELECT 1 AS one FROM {CHECKPOINTS.qualified} WHERE checkpoint_id = ?",
+        [manifest.id],
+    )
+    if known.num_rows:
+        return
+    rows = own_columns(CHECKPOINTS, [row])
+    rows = rows.append_column("input_id", rows["checkpoint_id"])
+    recipe = Recipe(manifest.recipe)
+    with platform.lake.write({"asset": CHECKPOINTS.label, "text": manifest.id}) as transaction:
+        transaction.upsert(CHECKPOINTS, stamped(rows, recipe.id, "training"))
+
+
+def _series(stage: str, curve: list[dict[str, float]]) -> dict[str, list[tuple[float, float]]]:
+    series = {
+        name: [(float(i + 1), entry[name]) for i, entry in enumerate(curve) if name in entry] for name in CURVES[stage]
+    }
+    return {name: points for name, points in series.items() if points}
+
+
+def _last_figures(curve: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the last tenth of the logged steps: single steps are noisy."""
+    logged = [entry for entry in curve if "loss" in entry]
+    last = logged[-max(1, len(logged) // 10) :]
+    names = {name for entry in last for name in entry if name in {n for c in CURVES.values() for n in c}}
+    return {f"last/{name}": sum(entry.get(name, 0.0) for entry in last) / len(last) for name in sorted(names)}
+
+
+def _progress_lines(context: AssetExecutionContext, checkpoint_id: str) -> Callable[[dict[str, float]], None]:
+    last = 0.0
+    started = time.monotonic()
+
+    def show(figures: dict[str, float]) -> None:
+        nonlocal last
+        if "loss" not in figures:  # the trainer's closing summary
+            return
+        now = time.monotonic()
+        step, steps = figures.get("step", 0), figures.get("steps", 0)
+        if now - last < SECONDS_BETWEEN_LINES and step < steps:
+            return
+        last = now
+        shown = ", ".join(
+            f"{name} {figures[name]:.4g}"
+            for name in ("loss", "rewards/margins", "rewards/accuracies")
+            if name in figures
+        )
+        left = (now - started) / step * (steps - step) if step else 0.0
+        context.log.info(f"{checkpoint_id}: step {step:.0f}/{steps:.0f}, {shown}, {left:.0f} s left")
+
+    return show

@@ -1,0 +1,111 @@
+"""How prompts come about and how they are criticised, wherever in the graph that is.
+
+Belongs here: the work that drafts, candidates and held-out prompts have in common. Does not belong here: which
+queries are written for, or when.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ml.drafting import choose_examples
+from ml.parsing import strip_introduction
+from resources.language_model import Conversation, Sampling
+from resources.settings import SamplingSettings
+from storage.ids import content_id
+from storage.recipe import JSON
+from vpo_assets.platform import Platform
+from vpo_assets.steps import Row, seed_for
+
+
+def few_shot_prompts(platform: Platform, rows: Sequence[Row]) -> list[str]:
+    """The language model rewrites each row's query, having seen the examples that are most like it."""
+    template, shots = platform.template("few_shot_draft"), platform.profile.drafts.shots
+    conversations = [
+        template.messages(query=row["query"], examples=choose_examples(row["query"], platform.examples, shots))
+        for row in rows
+    ]
+    sampling = platform.profile.drafts.sampling.sampling()
+    return _written(platform.language_model.generate(conversations, sampling, _seeds(platform, rows)))
+
+
+def policy_prompts(platform: Platform, checkpoint_id: str, rows: Sequence[Row], sampling: Sampling) -> list[str]:
+    """A trained prompt optimizer rewrites each row's query."""
+    template = platform.template("optimize")
+    conversations: list[Conversation] = [template.messages(query=row["query"]) for row in rows]
+    return _written(platform.policy(checkpoint_id).generate(conversations, sampling, _seeds(platform, rows)))
+
+
+def few_shot_recipe(platform: Platform) -> dict[str, JSON]:
+    """What decides a few-shot prompt beside its query."""
+    drafts = platform.profile.drafts
+    examples = content_id(*(part for e in platform.examples for part in (e.query, e.prompt)))
+    return {
+        "language_model": dict(platform.language_model.identity()),
+        "template": platform.template("few_shot_draft").hash,
+        "examples": examples,
+        "shots": drafts.shots,
+        "sampling": sampling_recipe(drafts.sampling),
+        "seed": platform.profile.seed,
+    }
+
+
+def policy_recipe(platform: Platform, checkpoint_id: str, sampling: SamplingSettings) -> dict[str, JSON]:
+    """What decides a policy's prompt beside its query."""
+    return {
+        "policy": checkpoint_id,
+        "template": platform.template("optimize").hash,
+        "sampling": sampling_recipe(sampling),
+        "seed": platform.profile.seed,
+    }
+
+
+def sampling_recipe(sampling: SamplingSettings) -> dict[str, JSON]:
+    """Sampling settings as a part of a recipe."""
+    return dict(sampling.model_dump(mode="json"))
+
+
+def critique_rows(platform: Platform, rows: Sequence[Row]) -> list[Row]:
+    """The judge's verdict on each row's prompt, against its query."""
+    critiques = platform.judge.critique([row["query"] for row in rows], [row["prompt"] for row in rows])
+    return [
+        {
+            "prompt_id": row["prompt_id"],
+            "query_id": row["query_id"],
+            "prompt": row["prompt"],
+            "harmless": critique.harmless,
+            "accurate": critique.accurate,
+            "helpful": critique.helpful,
+            "aligned": critique.aligned,
+            "verdict": critique.verdict,
+            "critique": critique.critique,
+            "refined": critique.refined,
+        }
+        for row, critique in zip(rows, critiques, strict=True)
+    ]
+
+
+def judge_recipe(platform: Platform) -> dict[str, JSON]:
+    """What decides a critique beside query and prompt."""
+    return {"judge": dict(platform.judge.identity())}
+
+
+def critiqued(prompts_table: str, queries_table: str) -> str:
+    """The inputs of a table of critiques: every prompt with its query."""
+    return (
+        f"SELECT content_id([p.prompt_id, q.query]) AS input_id, p.*, q.query FROM {prompts_table} AS p "
+        f"JOIN {queries_table} AS q USING (query_id)"
+    )
+
+
+def verdict_counts(platform: Platform, table: str) -> Any:
+    """How many prompts got which verdict."""
+    return platform.lake.query(f"SELECT verdict, count(*) AS prompts FROM {table} GROUP BY ALL ORDER BY prompts DESC")
+
+
+def _written(answers: Sequence[str]) -> list[str]:
+    """Answers as prompts: the chatter around them stripped, in one paragraph."""
+    return [" ".join(strip_introduction(answer).split()) for answer in answers]
+
+
+def _seeds(platform: Platform, rows: Sequence[Row]) -> list[int]:
+    return [seed_for(platform, row["input_id"]) for row in rows]
