@@ -52,7 +52,8 @@ def choose_examples(query: str, bank: Sequence[Example], count: int) -> list[Exa
     """
     wanted = set(_WORD.findall(query.lower()))
     words = [set(_WORD.findall(example.query.lower())) & wanted for example in bank]
-    uncovered, left, chosen = set(wanted), list(range(len(bank))), []
+    uncovered, left = set(wanted), list(range(len(bank)))
+    chosen: list[int] = []
     while left and len(chosen) < count:
         best = max(left, key=lambda i: (len(words[i] & uncovered), len(words[i]), -i))
         chosen.append(best)

@@ -43,7 +43,7 @@ class TrainingSettings(BaseModel):
     lora: LoraSettings | None = None
     gradient_checkpointing: bool = True
     save_every: int = Field(50, ge=1, description="steps between the states that a crashed run resumes from")
-    seed: int = 0
+    seed: int | None = Field(None, description="default: the profile's seed")
 
 
 class DpoSettings(TrainingSettings):
@@ -126,8 +126,8 @@ def common_arguments(job: TrainingJob, settings: TrainingSettings) -> dict[str, 
         "max_length": settings.max_length,
         "bf16": job.dtype == "bfloat16",
         "gradient_checkpointing": settings.gradient_checkpointing,
-        "seed": settings.seed,
-        "data_seed": settings.seed,
+        "seed": settings.seed or 0,
+        "data_seed": settings.seed or 0,
         "logging_steps": 1,
         "save_strategy": "steps",
         "save_steps": settings.save_every,

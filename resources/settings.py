@@ -220,7 +220,7 @@ def load_profile(name_or_path: str | None = None) -> Profile:
     _refuse_unknown_variables()
     _file_being_read = file
     try:
-        profile = Profile()  # type: ignore[call-arg]
+        profile = Profile()
     except ValidationError as error:
         lines = [f"{file.name}: {_fault(fault)}" for fault in error.errors()]
         raise SettingsError("\n".join(lines)) from None

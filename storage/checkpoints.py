@@ -132,15 +132,11 @@ class CheckpointStore:
         folder = self._folder(checkpoint_id)
         if not folder.is_dir():
             known = ", ".join(self._ids()) or "none"
-            raise BrokenCheckpoint(
-                f"there is no checkpoint {checkpoint_id} in {self.root}; there are: {known}"
-            )
+            raise BrokenCheckpoint(f"there is no checkpoint {checkpoint_id} in {self.root}; there are: {known}")
         try:
             manifest = CheckpointManifest.model_validate_json((folder / MANIFEST).read_bytes())
         except FileNotFoundError as error:
-            raise BrokenCheckpoint(
-                f"checkpoint {checkpoint_id}: {MANIFEST} is missing; {_remedy(folder)}"
-            ) from error
+            raise BrokenCheckpoint(f"checkpoint {checkpoint_id}: {MANIFEST} is missing; {_remedy(folder)}") from error
         except (OSError, ValidationError) as error:
             raise BrokenCheckpoint(
                 f"checkpoint {checkpoint_id}: {MANIFEST} cannot be read "

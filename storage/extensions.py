@@ -16,9 +16,7 @@ class ExtensionMissing(Exception):
     """A DuckDB extension could not be loaded from anywhere; says what to do."""
 
 
-def load_extensions(
-    connection: duckdb.DuckDBPyConnection, names: Sequence[str], folders: Sequence[Path] = ()
-) -> None:
+def load_extensions(connection: duckdb.DuckDBPyConnection, names: Sequence[str], folders: Sequence[Path] = ()) -> None:
     """Load each extension: from `folders`, else as DuckDB finds it, else from PyPI's package, else install.
 
     Raises ExtensionMissing.

@@ -114,13 +114,9 @@ class _Intake:
         """Write what was added since the last commit; nothing to write is no commit."""
         now = datetime.datetime.now(datetime.UTC)
         queries = self._unknown(_good_rows(self._good, self.source, self.sha256, now))
-        failures = self._lake.query(
-            _FAILURE_ROWS, incoming=_bad_rows(self._bad, self.source, self.sha256, now)
-        )
+        failures = self._lake.query(_FAILURE_ROWS, incoming=_bad_rows(self._bad, self.source, self.sha256, now))
         if queries.num_rows or failures.num_rows:
-            with self._lake.write(
-                {"asset": RAW_PROMPTS.label, "text": f"ingest {self.source}"}
-            ) as transaction:
+            with self._lake.write({"asset": RAW_PROMPTS.label, "text": f"ingest {self.source}"}) as transaction:
                 self.new += transaction.insert(RAW_PROMPTS, queries)
                 transaction.upsert(INGESTION_FAILURES, failures)
         self.read += len(self._good) + len(self._bad)

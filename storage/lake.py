@@ -81,9 +81,7 @@ class Transaction:
         if len(gone) == 0:
             return 0
         with _registered(self._cursor, gone=pa.table({"key": gone})):
-            return self.execute(
-                f"DELETE FROM {table.qualified} WHERE {quoted(table.key)} IN (SELECT key FROM gone)"
-            )
+            return self.execute(f"DELETE FROM {table.qualified} WHERE {quoted(table.key)} IN (SELECT key FROM gone)")
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), **relations: pa.Table) -> int:
         """Any changing statement; `relations` are Arrow tables it may name. How many rows it changed."""
@@ -133,9 +131,7 @@ class ReadOnlyConnection:
         parsed = _run(self._connection, "SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
         tree = json.loads(parsed[0]) if parsed else {"error": True}
         if tree["error"]:
-            raise LakeError(
-                f"this session only reads; use SELECT ({tree.get('error_message', 'not allowed')})"
-            )
+            raise LakeError(f"this session only reads; use SELECT ({tree.get('error_message', 'not allowed')})")
         refused = sorted(set(_table_functions(tree)) - _TABLE_FUNCTIONS_FOR_PEOPLE)
         if refused:
             raise LakeError(f"this session only reads the lake: {refused[0]}() is not allowed")
@@ -157,9 +153,7 @@ class Lake:
     `lock_timeout` seconds for others to finish. Raises ExtensionMissing or LakeError.
     """
 
-    def __init__(
-        self, folder: Path, *, extension_folders: Sequence[Path] = (), lock_timeout: float = 600.0
-    ) -> None:
+    def __init__(self, folder: Path, *, extension_folders: Sequence[Path] = (), lock_timeout: float = 600.0) -> None:
         self.folder = Path(folder).absolute()
         self._extension_folders = tuple(extension_folders)
         self._lock = FileLock(self.folder / "lake.lock", timeout=lock_timeout)
@@ -208,9 +202,7 @@ class Lake:
         source = table.qualified + ("" if version is None else f" AT (VERSION => {int(version)})")
         with self.reading() as cursor:
             there = {name for name, *_ in _run(cursor, f"SELECT * FROM {source} LIMIT 0").description or []}
-            names = ", ".join(
-                quoted(f.name) if f.name in there else f"NULL AS {quoted(f.name)}" for f in wanted
-            )
+            names = ", ".join(quoted(f.name) if f.name in there else f"NULL AS {quoted(f.name)}" for f in wanted)
             condition = f" WHERE {where}" if where else ""
             rows = _arrow(_run(cursor, f"SELECT {names} FROM {source}{condition}", parameters))
         return rows.cast(pa.schema([field.with_nullable(True) for field in wanted]))
@@ -375,9 +367,7 @@ class Lake:
         columns = {c.name: f"{quoted(c.name)} {sql_type(c.type)}" for c in table.all_columns}
         transaction.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(LAKE)}.{quoted(table.schema)}")
         if not there:
-            transaction.execute(
-                f"CREATE TABLE IF NOT EXISTS {table.qualified} ({', '.join(columns.values())})"
-            )
+            transaction.execute(f"CREATE TABLE IF NOT EXISTS {table.qualified} ({', '.join(columns.values())})")
             transaction.execute(f"COMMENT ON TABLE {table.qualified} IS {_literal(table.description)}")
             return
         for name, definition in columns.items():
@@ -395,11 +385,7 @@ def checked_rows(table: Table, rows: pa.Table) -> pa.Table:
     missing = [name for name in schema.names if name not in rows.column_names]
     unknown = [name for name in rows.column_names if name not in schema.names]
     if missing or unknown:
-        said = [
-            f"{what} {', '.join(names)}"
-            for what, names in (("lack", missing), ("have unknown", unknown))
-            if names
-        ]
+        said = [f"{what} {', '.join(names)}" for what, names in (("lack", missing), ("have unknown", unknown)) if names]
         raise LakeError(f"rows for table {table.label} {' and '.join(said)}")
     arrays = []
     for field in schema:
@@ -409,9 +395,7 @@ def checked_rows(table: Table, rows: pa.Table) -> pa.Table:
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise LakeError(f"table {table.label}, column {field.name}: {error}") from error
         if not field.nullable and array.null_count:
-            raise LakeError(
-                f"table {table.label}, column {field.name}: {array.null_count} rows have no value"
-            )
+            raise LakeError(f"table {table.label}, column {field.name}: {array.null_count} rows have no value")
         arrays.append(array)
     checked = pa.Table.from_arrays(arrays, names=schema.names)
     if pc.count_distinct(checked[table.key]).as_py() < checked.num_rows:
@@ -457,9 +441,7 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _run(
-    cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()
-) -> duckdb.DuckDBPyConnection:
+def _run(cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:
     try:
         return cursor.execute(sql, list(parameters)) if parameters else cursor.execute(sql)
     except duckdb.Error as error:

@@ -134,9 +134,7 @@ def plan(
         todo = _todo(cursor, source, int(counts["todo"]))
         replacing = _arrow_column(cursor, "SELECT input_id FROM pending WHERE todo AND replaces")
         retried = _arrow_column(cursor, "SELECT input_id FROM pending WHERE todo AND failed")
-        released = cursor.execute(
-            "SELECT input_id FROM quarantine ANTI JOIN pending USING (input_id)"
-        ).to_arrow_table()
+        released = cursor.execute("SELECT input_id FROM quarantine ANTI JOIN pending USING (input_id)").to_arrow_table()
         doomed = _doomed(cursor, recipe, config)
         others = _column(cursor, "SELECT DISTINCT recipe FROM others SEMI JOIN wanted USING (input_id)")
         orphaned = _one_row(cursor, "SELECT count(*) AS n FROM orphans")["n"]
@@ -190,9 +188,7 @@ def _collect_wanted(cursor: duckdb.DuckDBPyConnection, source: str, table: Table
             f"the inputs of table {table.label} have {found['n'] - found['with_id']} rows without input_id"
         )
     if found["ids"] < found["n"]:
-        twice = _column(
-            cursor, "SELECT input_id FROM wanted GROUP BY 1 HAVING count(*) > 1 ORDER BY 1 LIMIT 10"
-        )
+        twice = _column(cursor, "SELECT input_id FROM wanted GROUP BY 1 HAVING count(*) > 1 ORDER BY 1 LIMIT 10")
         raise RefreshError(
             f"the inputs of table {table.label} have the same input_id more than once: {', '.join(twice)}"
         )
@@ -210,9 +206,7 @@ def _collect_present(
 ) -> None:
     """done(input_id): rows that are up to date. redo(input_id): rows of this recipe to be done again.
     others(input_id, recipe): rows of other recipes."""
-    rows = (
-        table.qualified if there else "(SELECT NULL::VARCHAR AS input_id, '' AS recipe, '' AS run_id LIMIT 0)"
-    )
+    rows = table.qualified if there else "(SELECT NULL::VARCHAR AS input_id, '' AS recipe, '' AS run_id LIMIT 0)"
     _make(cursor, "others", f"SELECT input_id, recipe FROM {rows} WHERE recipe <> ?", [recipe.id])
     _make(cursor, "done", f"SELECT input_id FROM {rows} WHERE recipe = ?", [recipe.id])
     cursor.execute("CREATE TEMP TABLE redo (input_id VARCHAR)")
@@ -250,9 +244,7 @@ def _collect_failures(
 
 def _sort_out(cursor: duckdb.DuckDBPyConnection, config: RefreshConfig) -> None:
     """pending(input_id, replaces, failed, given_up, todo): every input whose row is not up to date."""
-    replaceable = (
-        "redo" if config.mode is Mode.APPEND else "(FROM redo UNION ALL SELECT input_id FROM others)"
-    )
+    replaceable = "redo" if config.mode is Mode.APPEND else "(FROM redo UNION ALL SELECT input_id FROM others)"
     _make(
         cursor,
         "pending",

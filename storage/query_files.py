@@ -141,9 +141,7 @@ def _json_list(file: Path) -> Iterator[tuple[int, Any, str]]:
                 break
             window.expect(",", f"after element {number} a comma or the end of the list is needed")
         if window.peek():
-            raise UnreadableFile(
-                f"{file}: something follows the end of the list; {number} elements were read"
-            )
+            raise UnreadableFile(f"{file}: something follows the end of the list; {number} elements were read")
 
 
 class _Window:
@@ -224,9 +222,7 @@ def _read_separated(file: Path, column: str | None, delimiter: str) -> Iterator[
         records = _records(stream, delimiter)
         header = next(records, None)
         if header is None or isinstance(header, BadRow):
-            raise UnreadableFile(
-                f"{file}: its first line is no header: {header.error if header else 'empty'}"
-            )
+            raise UnreadableFile(f"{file}: its first line is no header: {header.error if header else 'empty'}")
         columns = _Columns.of([name.strip() for name in header.fields], column, file)
         for record in records:
             yield record if isinstance(record, BadRow) else columns.row(record)

@@ -123,9 +123,7 @@ class Guarded:
             return self.function(batch)
         except Exception as error:
             if batch.num_rows == 1:
-                return BatchResult(
-                    batch.slice(0, 0), [Failure(batch["input_id"][0].as_py(), _described(error))]
-                )
+                return BatchResult(batch.slice(0, 0), [Failure(batch["input_id"][0].as_py(), _described(error))])
         results = [self(batch.slice(index, 1)) for index in range(batch.num_rows)]
         rows = [result.rows for result in results if result.rows.num_rows]
         return BatchResult(
@@ -219,8 +217,7 @@ class _Work:
             progress(Progress(self.done, total, len(self.failures), self.seconds))
         if self._outstanding:
             raise RefreshError(
-                f"table {self.table.label}: the mapper ended without a result for "
-                f"{_some(sorted(self._outstanding))}"
+                f"table {self.table.label}: the mapper ended without a result for {_some(sorted(self._outstanding))}"
             )
 
     @property
@@ -299,16 +296,13 @@ class _Work:
         )
         transaction.execute(f"INSERT INTO {name} BY NAME SELECT * FROM incoming", incoming=rows)
 
-    def _update_quarantine(
-        self, transaction: Transaction, batch: pa.Table, failures: Sequence[Failure]
-    ) -> None:
+    def _update_quarantine(self, transaction: Transaction, batch: pa.Table, failures: Sequence[Failure]) -> None:
         """Failed rows of the batch go in, with one attempt more; the others come out."""
         if not failures and not self.planned.quarantined:
             return
         ids = {id_: self._failure_id(id_) for id_ in batch["input_id"].to_pylist()}
         known = transaction.query(
-            f"SELECT failure_id, attempts FROM {FAILURES.qualified} "
-            "WHERE failure_id IN (SELECT failure_id FROM batch)",
+            f"SELECT failure_id, attempts FROM {FAILURES.qualified} WHERE failure_id IN (SELECT failure_id FROM batch)",
             batch=pa.table({"failure_id": list(ids.values())}),
         ).to_pylist()
         attempts = {row["failure_id"]: row["attempts"] for row in known}
@@ -369,8 +363,7 @@ class _Work:
 
     def _known_failures(self) -> list[Failure]:
         rows = self.lake.query(
-            f"SELECT input_id, error FROM {FAILURES.qualified} "
-            "WHERE table_name = ? AND recipe = ? ORDER BY input_id",
+            f"SELECT input_id, error FROM {FAILURES.qualified} WHERE table_name = ? AND recipe = ? ORDER BY input_id",
             [self.table.label, self.recipe.id],
         )
         return [Failure(row["input_id"], row["error"]) for row in rows.to_pylist()]
@@ -422,8 +415,7 @@ class _Work:
         if not self.failures:
             return self.planned.given_up
         rows = self.lake.query(
-            f"SELECT count(*) AS n FROM {FAILURES.qualified} "
-            "WHERE table_name = ? AND recipe = ? AND attempts >= ?",
+            f"SELECT count(*) AS n FROM {FAILURES.qualified} WHERE table_name = ? AND recipe = ? AND attempts >= ?",
             [self.table.label, self.recipe.id, self.config.max_attempts],
         )
         return int(rows["n"][0].as_py())

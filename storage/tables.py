@@ -127,9 +127,7 @@ _PROMPT_ID = Column("prompt_id", TEXT, "The prompt this comes from.", nullable=F
 _PROMPT = Column("prompt", TEXT, "The prompt as the video model gets it.", nullable=False)
 _SEED = Column("seed", WHOLE, "Random seed of the video.", nullable=False)
 _METHOD = Column("method", TEXT, "original, few_shot, sft or vpo.", nullable=False)
-_MESSAGES = Column(
-    "messages", MESSAGES, "The conversation up to the answer, as TRL wants it.", nullable=False
-)
+_MESSAGES = Column("messages", MESSAGES, "The conversation up to the answer, as TRL wants it.", nullable=False)
 
 _CRITIQUE = (
     _key("prompt_id", "The criticised prompt."),
@@ -319,9 +317,7 @@ EVAL_CRITIQUES = Table(
     "eval_critiques", "prompt_id", (*_CRITIQUE, _METHOD), "The judge's verdict on the held-out prompts."
 )
 EVAL_VIDEOS = Table("eval_videos", "video_id", (*_VIDEO, _METHOD), "Videos of the held-out prompts.")
-EVAL_REWARDS = Table(
-    "eval_rewards", "video_id", (*_REWARD, _METHOD), "The checklist's answers on the held-out videos."
-)
+EVAL_REWARDS = Table("eval_rewards", "video_id", (*_REWARD, _METHOD), "The checklist's answers on the held-out videos.")
 EVALUATION = Table(
     "evaluation",
     "evaluation_id",

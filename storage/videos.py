@@ -53,7 +53,7 @@ class VideoStore:
 
     `format`: "webp" is lossless and suits tiny clips; "mp4" (h264, yuv420p, lossy) suits the rest and needs
     an even width and height. Either is read, whatever the format chosen for writing. The same frames at the
-    same speed give the same file, so storing twice is storing once.
+    same speed give the same webp file, so storing twice is storing once; for mp4 that is likely, not promised.
     """
 
     def __init__(self, root: Path, format: VideoFormat = "webp") -> None:
@@ -80,9 +80,7 @@ class VideoStore:
         try:
             content = file.read_bytes()
         except OSError as error:
-            reason = (
-                "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-            )
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
             raise CorruptVideo(f"video {uri} {reason} in {self.root}; a refresh renders it again") from error
         found = hashlib.sha256(content).hexdigest()
         if found != sha256:
@@ -127,12 +125,7 @@ class VideoStore:
 
 
 def _check(frames: Frames, fps: float, format: VideoFormat) -> None:
-    if (
-        not isinstance(frames, np.ndarray)
-        or frames.dtype != np.uint8
-        or frames.ndim != 4
-        or frames.shape[3] != 3
-    ):
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
         found = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else type(frames).__name__
         raise ValueError(f"a video is an array of uint8 (frames, height, width, 3), not {found}")
     if 0 in frames.shape:
@@ -140,9 +133,7 @@ def _check(frames: Frames, fps: float, format: VideoFormat) -> None:
     if not 0 < fps < 1000:
         raise ValueError(f"frames per second must lie between 0 and 1000, not {fps}")
     if format == "mp4" and (frames.shape[1] % 2 or frames.shape[2] % 2):
-        raise ValueError(
-            f"mp4 needs an even height and width, not {frames.shape[1]}x{frames.shape[2]}: use webp"
-        )
+        raise ValueError(f"mp4 needs an even height and width, not {frames.shape[1]}x{frames.shape[2]}: use webp")
 
 
 def _write(file: Path, content: bytes) -> None:
@@ -211,8 +202,9 @@ def _encode_mp4(frames: Frames, fps: float) -> bytes:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread, so that the same frames give the same bytes everywhere.
-        stream.options = {"crf": "16", "preset": "medium", "threads": "1"}
+        # One thread and no path of its own for each processor: the same frames should give the same bytes.
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": "16", "preset": "medium", "x264-params": "cpu-independent=1:sync-lookahead=0"}
         for frame in frames:
             for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
                 container.mux(packet)

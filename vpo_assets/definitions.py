@@ -12,9 +12,10 @@ from resources.settings import Profile, load_profile
 from storage.tables import RAW_PROMPTS
 from vpo_assets import prompts, sft
 from vpo_assets.checks import TRUNK_CHECKS, branch_checks, schema_check, weights_check
-from vpo_assets.evaluation import build_evaluation
+from vpo_assets.evaluation import EvaluationBranch, build_evaluation
 from vpo_assets.platform import Platform, quiet_libraries
-from vpo_assets.target import build_branch
+from vpo_assets.steps import RowStep, SetStep
+from vpo_assets.target import Branch, build_branch
 
 EVERYTHING = "everything"
 DATASETS = "datasets"
@@ -25,8 +26,9 @@ def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = 
     quiet_libraries()
     branches = [build_branch(target) for target in profile.targets]
     evaluations = [build_evaluation(branch) for branch in branches]
-    steps = [prompts.QUERIES_STEP, *sft.STEPS, *sft.SET_STEPS]
-    for part in (*branches, *evaluations):
+    parts: list[Branch | EvaluationBranch] = [*branches, *evaluations]
+    steps: list[RowStep | SetStep] = [prompts.QUERIES_STEP, *sft.STEPS, *sft.SET_STEPS]
+    for part in parts:
         steps += [*part.steps, *part.set_steps]
     checks = [schema_check(table) for table in (RAW_PROMPTS, *(step.table for step in steps))]
     checks += [*TRUNK_CHECKS, weights_check(sft.SFT_TRAINING)]
@@ -38,7 +40,7 @@ def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = 
             prompts.raw_prompts,
             prompts.queries,
             *sft.ASSETS,
-            *(asset for part in (*branches, *evaluations) for asset in part.assets),
+            *(asset for part in parts for asset in part.assets),
         ],
         asset_checks=checks,
         jobs=[

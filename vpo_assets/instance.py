@@ -116,9 +116,7 @@ def _is_alive(pid: int, seen_at: float) -> bool:
     try:
         status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         boot = next(
-            float(line.split()[1])
-            for line in Path("/proc/stat").read_text().splitlines()
-            if line.startswith("btime ")
+            float(line.split()[1]) for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime ")
         )
     except OSError:  # no /proc on this system: a process of that id is all that can be said
         return True

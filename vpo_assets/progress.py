@@ -3,6 +3,9 @@
 Belongs here: turning Dagster's events into short lines. Does not belong here: running anything.
 """
 
+import logging
+import os
+import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -36,14 +39,17 @@ class RunProgress:
         self._status: Status | None = None
         self.done: list[str] = []
         self.failed: dict[str, str] = {}
+        self.interrupted = False
 
     def __call__(self, entry: EventLogEntry) -> None:
         self._log.write(_log_line(entry))
         self._log.flush()
         event = entry.dagster_event
         if event is None:
-            if entry.level >= 20 and entry.step_key:
+            if int(entry.level) >= logging.INFO and entry.step_key:
                 self._rows(self._assets.get(entry.step_key, entry.step_key), entry.user_message)
+        elif event.event_type in (DagsterEventType.RUN_CANCELING, DagsterEventType.RUN_CANCELED):
+            self.interrupted = True
         elif event.step_key is not None:
             self._event(event, event.step_key, self._assets.get(event.step_key))
 
@@ -95,6 +101,15 @@ class RunProgress:
         self.close()
         now = f"{datetime.now():%H:%M:%S}"
         self._console.print(Text.assemble((f"{now}  ", "dim"), f"{asset:<28} ", (what, style)), soft_wrap=True)
+
+
+def console_beside_capture() -> Console:
+    """A console on the standard output as it is now: while a step runs, Dagster turns the standard output itself
+    into the step's log, which these lines are no part of."""
+    try:
+        return Console(file=os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8"))
+    except OSError:  # not a file, in tests
+        return Console()
 
 
 def run_log(home: Path, run_id: str) -> Path:

@@ -43,7 +43,7 @@ def raw_prompts(context: AssetExecutionContext, platform: ResourceParam[Platform
         {"file": r.source, "read": r.rows_read, "new": r.new, "known": r.known, "quarantined": r.failed}
         for r in reports
     ]
-    metadata = {
+    metadata: dict[str, Any] = {
         "dagster/row_count": platform.lake.count(RAW_PROMPTS),
         "dagster/column_schema": column_schema(RAW_PROMPTS),
         "dagster/table_name": RAW_PROMPTS.label,

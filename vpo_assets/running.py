@@ -55,7 +55,7 @@ class CodeLocation:
 
     def __init__(self) -> None:
         # Imported here first, so that a mistake in the settings comes out as it is and not wrapped.
-        import vpo_assets.definitions  # noqa: F401, PLC0415
+        import vpo_assets.definitions  # noqa: F401
 
         self._source = ReconstructableRepository.for_module(_MODULE, _ATTRIBUTE)
 
@@ -71,9 +71,7 @@ class CodeLocation:
     @cached_property
     def steps(self) -> dict[str, str]:
         """The asset that each step makes, by the step's key."""
-        return {
-            assets.op.name: key.to_user_string() for key, assets in self._repository.assets_defs_by_key.items()
-        }
+        return {assets.op.name: key.to_user_string() for key, assets in self._repository.assets_defs_by_key.items()}
 
     def select(self, names: Sequence[str]) -> list[AssetKey]:
         """The keys of assets by name, all of them for no name. Raises UnknownAsset."""

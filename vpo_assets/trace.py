@@ -171,9 +171,7 @@ class _Tracer:
             tree.add(_line("score", f"{reward['score']:.3f}", **dimensions))
         return tree
 
-    def _add_prompt(
-        self, tree: Tree, prompt_id: str | None, *, with_videos: bool, with_query: bool = True
-    ) -> None:
+    def _add_prompt(self, tree: Tree, prompt_id: str | None, *, with_videos: bool, with_query: bool = True) -> None:
         """A prompt with its critique and the query it was written for."""
         for kind in self._kinds:
             row = self._row(kind.prompts, prompt_id) if prompt_id else None

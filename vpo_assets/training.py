@@ -56,6 +56,11 @@ class Training:
     settings: Callable[[Platform], TrainingSettings]
     code_version: str = "1"
 
+    def seeded_settings(self, platform: Platform) -> TrainingSettings:
+        """The settings, with the profile's seed where they name none."""
+        settings = self.settings(platform)
+        return settings if settings.seed is not None else settings.model_copy(update={"seed": platform.profile.seed})
+
     @property
     def asset_name(self) -> str:
         """`sft_checkpoint`, `shapes/dpo_checkpoint`."""
@@ -64,7 +69,7 @@ class Training:
 
     def recipe(self, platform: Platform) -> Recipe:
         """Everything that decides the weights: base, data, settings, code."""
-        settings = self.settings(platform)
+        settings = self.seeded_settings(platform)
         parts: dict[str, JSON] = {
             "code": self.code_version,
             "stage": self.stage,
@@ -97,7 +102,7 @@ def train(
     on_progress: Callable[[dict[str, float]], None],
 ) -> CheckpointManifest:
     """Train the checkpoint, resuming an interrupted run; a whole one that is there is left alone."""
-    settings = training.settings(platform)
+    settings = training.seeded_settings(platform)
     work = platform.home / "training" / checkpoint_id
     work.mkdir(parents=True, exist_ok=True)
     snapshot = platform.lake.snapshot()

@@ -161,9 +161,7 @@ def _curate_one(text: str | None, settings: CurationSettings) -> _Query:
     return _Query(query, params, language, reason)
 
 
-def _drop_alike(
-    query_ids: Sequence[str], queries: Sequence[_Query], settings: CurationSettings
-) -> list[str | None]:
+def _drop_alike(query_ids: Sequence[str], queries: Sequence[_Query], settings: CurationSettings) -> list[str | None]:
     """The reasons of single queries, and then those that come of looking at all queries together."""
     reasons: list[str | None] = [query.reason for query in queries]
 
@@ -187,21 +185,15 @@ def _drop_alike(
     return reasons
 
 
-def _too_common(
-    query_ids: Sequence[str], texts: Sequence[str], settings: CurationSettings
-) -> npt.NDArray[np.bool_]:
+def _too_common(query_ids: Sequence[str], texts: Sequence[str], settings: CurationSettings) -> npt.NDArray[np.bool_]:
     """(n,) True for queries whose n-grams nearly all occur in a sample of the others.
 
     The sample is chosen by a hash of the query_id; its own members stay, so that what makes others common is
     kept. Queries of fewer than four words have no 4-gram to tell them apart and stay too.
     """
-    by_hash = sorted(
-        range(len(texts)), key=lambda position: hashlib.sha256(query_ids[position].encode()).digest()
-    )
+    by_hash = sorted(range(len(texts)), key=lambda position: hashlib.sha256(query_ids[position].encode()).digest())
     sample = by_hash[: settings.diversity_sample]
-    common = bleu_against(texts, [texts[position] for position in sample]) > (
-        settings.diversity_threshold or 1.0
-    )
+    common = bleu_against(texts, [texts[position] for position in sample]) > (settings.diversity_threshold or 1.0)
     common[sample] = False
     common &= np.array([len(text.split()) >= 4 for text in texts], dtype=np.bool_)
     return np.asarray(common, dtype=np.bool_)

@@ -38,9 +38,7 @@ def exact_duplicates(query_ids: Sequence[str], queries: Sequence[str]) -> npt.ND
     return duplicate
 
 
-def near_duplicates(
-    query_ids: Sequence[str], queries: Sequence[str], threshold: float
-) -> npt.NDArray[np.bool_]:
+def near_duplicates(query_ids: Sequence[str], queries: Sequence[str], threshold: float) -> npt.NDArray[np.bool_]:
     """(n,) True for each query that is nearly the same as one that stays and has a smaller query_id.
 
     Near means a Jaccard similarity of letter 5-grams of at least `threshold`, computed exactly for every pair

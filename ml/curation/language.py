@@ -606,8 +606,4 @@ def _script(letter: str) -> str | None:
     for script, language in _SCRIPTS:
         if name.startswith(script):
             return language
-    return (
-        None
-        if letter.isascii() or "LATIN" in name or name.startswith(("MATHEMATICAL", "FULLWIDTH"))
-        else "und"
-    )
+    return None if letter.isascii() or "LATIN" in name or name.startswith(("MATHEMATICAL", "FULLWIDTH")) else "und"

@@ -50,9 +50,7 @@ def _too_short(query: str, settings: CurationSettings) -> bool:
 
 def _special_characters(query: str, settings: CurationSettings) -> bool:
     special = sum(
-        not (character.isalnum() or character in _USUAL_PUNCTUATION)
-        for character in query
-        if ord(character) < 0x300
+        not (character.isalnum() or character in _USUAL_PUNCTUATION) for character in query if ord(character) < 0x300
     )
     return special > settings.special_character_share * len(query)
 

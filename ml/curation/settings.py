@@ -46,9 +46,7 @@ class CurationSettings(BaseModel):
         le=1,
         description="One word may make up at most this share of a query of six words or more.",
     )
-    repeated_in_a_row: int = Field(
-        default=5, ge=2, description="The same word this often in a row is too often."
-    )
+    repeated_in_a_row: int = Field(default=5, ge=2, description="The same word this often in a row is too often.")
     blocked_phrases: tuple[str, ...] = Field(
         default=DEFAULT_BLOCKED_PHRASES, description="Queries with one of these phrases are dropped."
     )
@@ -65,9 +63,7 @@ class CurationSettings(BaseModel):
         le=1,
         description="Drop queries whose BLEU against a sample of the others is above this; null: off.",
     )
-    diversity_sample: int = Field(
-        default=1000, ge=2, description="Size of the sample that diversity is told against."
-    )
+    diversity_sample: int = Field(default=1000, ge=2, description="Size of the sample that diversity is told against.")
     nsfw_threshold: float = Field(
         default=0.5,
         ge=0,

@@ -105,9 +105,7 @@ def _read_value(kind: str, text: str, start: int, limit: int, found: _Found) -> 
         if negative:
             found.negatives.append(negative)
         return limit
-    pattern = {"camera": _CAMERA_VALUE, "aspect_ratio": _RATIO_VALUE, "seed": _SEED_VALUE}.get(
-        kind, _NUMBER_VALUE
-    )
+    pattern = {"camera": _CAMERA_VALUE, "aspect_ratio": _RATIO_VALUE, "seed": _SEED_VALUE}.get(kind, _NUMBER_VALUE)
     # Matched on the text up to the next tag, so that a value cannot reach into it.
     value = pattern.match(text[:limit], start)
     if value is None:

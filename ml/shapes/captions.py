@@ -38,14 +38,10 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return detailed(scene, rng, style=style)
 
 
-def brief(
-    scene: Scene, rng: np.random.Generator, *, certainty: float = 1.0, style: Sequence[str] = ()
-) -> str:
+def brief(scene: Scene, rng: np.random.Generator, *, certainty: float = 1.0, style: Sequence[str] = ()) -> str:
     """One short sentence in canonical words; every detail is stated with probability `certainty`."""
     color, shape, motion = rng.random(3) < certainty
-    subject = " ".join(
-        word for word in (scene.color if color else "", scene.shape if shape else "object") if word
-    )
+    subject = " ".join(word for word in (scene.color if color else "", scene.shape if shape else "object") if word)
     text = capitalised(with_article(subject))
     if motion:
         text += " " + _pick(rng, words.CAPTION_MOTION[scene.motion])
@@ -54,9 +50,7 @@ def brief(
     return text + (f", {listing(style)}" if style else "") + "."
 
 
-def detailed(
-    scene: Scene, rng: np.random.Generator, *, complete: bool = False, style: Sequence[str] = ()
-) -> str:
+def detailed(scene: Scene, rng: np.random.Generator, *, complete: bool = False, style: Sequence[str] = ()) -> str:
     """Several sentences; with `complete`, colour, shape, motion and size are all certain to be named."""
     color, shape, motion = (complete or rng.random() < 0.93 for _ in range(3))
     size = scene.motion != "grow" and (complete or rng.random() < 0.6)

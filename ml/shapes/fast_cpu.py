@@ -50,5 +50,5 @@ def switch_on() -> None:
     """Use both stand-ins in this process."""
     from diffusers.models.autoencoders import autoencoder_kl_cogvideox
 
-    F.scaled_dot_product_attention = attention
+    setattr(F, "scaled_dot_product_attention", attention)  # noqa: B010 (a function of another signature)
     autoencoder_kl_cogvideox.CogVideoXSpatialNorm3D.forward = spatial_norm

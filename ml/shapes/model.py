@@ -82,9 +82,7 @@ def build_transformer() -> Any:
         spatial_interpolation_scale=1.0,
         temporal_interpolation_scale=1.0,
     )
-    modulations = [
-        norm.linear for block in transformer.transformer_blocks for norm in (block.norm1, block.norm2)
-    ]
+    modulations = [norm.linear for block in transformer.transformer_blocks for norm in (block.norm1, block.norm2)]
     for layer in [transformer.proj_out, *modulations]:
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)

@@ -90,9 +90,7 @@ def measure(clip: NDArray[np.uint8]) -> Measurement:
     video = clip.astype(np.float32)
     colorfulness = video.max(-1) - video.min(-1)
     threshold = max(MINIMUM_COLORFULNESS, 0.42 * float(np.percentile(colorfulness, 99.5)))
-    sightings = [
-        _find_object(frame, colors, threshold) for frame, colors in zip(video, colorfulness, strict=True)
-    ]
+    sightings = [_find_object(frame, colors, threshold) for frame, colors in zip(video, colorfulness, strict=True)]
     seen = [(i, s) for i, s in enumerate(sightings) if s is not None]
     background, flicker = _backdrop(video, colorfulness)
     if len(seen) < FEWEST_FRAMES:
@@ -141,7 +139,8 @@ def _likeness(solid: Image, x: float, y: float, area: float) -> NDArray[np.float
     move = np.array([[scale, 0, shift - scale * x], [0, scale, shift - scale * y]], np.float32)
     patch = cv2.warpAffine(solid.astype(np.float32), move, (PATCH, PATCH)).ravel()
     patch = patch - patch.mean()
-    return _templates() @ (patch / (np.linalg.norm(patch) + 1e-6))
+    likeness: NDArray[np.floating] = _templates() @ (patch / (np.linalg.norm(patch) + 1e-6))
+    return likeness
 
 
 @cache
@@ -160,7 +159,8 @@ def _templates() -> NDArray[np.floating]:
         patches.append(cv2.GaussianBlur(coarse, (0, 0), 1.0).ravel())
     stack = np.stack(patches)
     stack = stack - stack.mean(1, keepdims=True)
-    return stack / np.linalg.norm(stack, axis=1, keepdims=True)
+    normalised: NDArray[np.floating] = stack / np.linalg.norm(stack, axis=1, keepdims=True)
+    return normalised
 
 
 @cache
@@ -176,7 +176,7 @@ def _hue(color: NDArray[np.floating]) -> NDArray[np.floating]:
     spread = np.maximum(high - low, 1e-6)
     red, green, blue = color[..., 0], color[..., 1], color[..., 2]
     from_green, from_blue = (blue - red) / spread + 2, (red - green) / spread + 4
-    sextant = np.where(
+    sextant: NDArray[np.floating] = np.where(
         high == red, ((green - blue) / spread) % 6, np.where(high == green, from_green, from_blue)
     )
     return sextant * 60
@@ -316,9 +316,7 @@ def answers(measured: Measurement, wish: Wish) -> dict[str, bool]:
         "smooth": whole and measured.unevenness < 6 and measured.size_spread < KEPT_SIZE,
         "kept_color": whole and measured.hue_spread < KEPT_HUE,
         "kept_shape": whole and measured.shape_agreement >= KEPT_SHAPE,
-        "kept_size": whole
-        and measured.size_spread < KEPT_SIZE
-        and (wish.motion == "grow" or measured.growth < 0.4),
+        "kept_size": whole and measured.size_spread < KEPT_SIZE and (wish.motion == "grow" or measured.growth < 0.4),
     }
 
 

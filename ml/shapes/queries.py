@@ -7,12 +7,12 @@ here: reading them (reading.py) or cleaning them up (ml/curation).
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ml.shapes import words
-from ml.shapes.scene import COLORS, MOTIONS, SHAPES
+from ml.shapes.scene import COLORS, MOTIONS, SHAPES, Scene
 
 _FORMS = (
     "{color} {shape} {motion}",
@@ -37,7 +37,7 @@ _UNSAFE = ("naked", "bloody", "gory", "nude", "mutilated", "beheaded", "pornogra
 def write_query(rng: np.random.Generator, *, unsafe: bool = False) -> str:
     """One query in users' words; an unsafe one carries a word that no prompt may keep."""
 
-    def word(table: dict[str, Sequence[str]], values: Sequence[str]) -> str:
+    def word(table: Mapping[str, Sequence[str]], values: Sequence[str]) -> str:
         options = table[values[int(rng.integers(len(values)))]]
         return options[int(rng.integers(len(options)))]
 
@@ -54,6 +54,12 @@ def write_query(rng: np.random.Generator, *, unsafe: bool = False) -> str:
     if unsafe and color not in text:
         text = f"{color} {text}"
     return _as_typed(text, rng)
+
+
+def query_of(scene: Scene, rng: np.random.Generator) -> str:
+    """Colour, shape and motion of a scene, as tersely as users put it."""
+    options = (words.USER_COLOR[scene.color], words.USER_SHAPE[scene.shape], words.USER_MOTION[scene.motion])
+    return " ".join(str(rng.choice(some)) for some in options)
 
 
 def _as_typed(text: str, rng: np.random.Generator) -> str:

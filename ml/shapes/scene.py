@@ -79,25 +79,28 @@ def signed_distance(
     shape: str, x: NDArray[np.floating], y: NDArray[np.floating], radius: float
 ) -> NDArray[np.floating]:
     """Distance in pixels of the points (x, y) from the outline of a shape at the origin; negative inside."""
+    distance: NDArray[np.floating]
     match shape:
         case "circle":
-            return np.hypot(x, y) - radius
+            distance = np.hypot(x, y) - radius
         case "ring":
-            return np.abs(np.hypot(x, y) - 0.74 * radius) - 0.26 * radius
+            distance = np.abs(np.hypot(x, y) - 0.74 * radius) - 0.26 * radius
         case "square":
-            return np.maximum(np.abs(x), np.abs(y)) - 0.9 * radius
+            distance = np.maximum(np.abs(x), np.abs(y)) - 0.9 * radius
         case "triangle":
             half = 0.6 * radius
             y = y + 0.25 * radius
             slope = np.cos(np.pi / 6) * np.abs(x) - 0.5 * y - half
-            return np.maximum(y - half - 0.2 * radius, slope)
+            distance = np.maximum(y - half - 0.2 * radius, slope)
         case "cross":
             long, short = radius, 0.32 * radius
-            return np.minimum(
+            distance = np.minimum(
                 np.maximum(np.abs(x) - long, np.abs(y) - short),
                 np.maximum(np.abs(x) - short, np.abs(y) - long),
             )
-    raise ValueError(f"unknown shape {shape!r}; known shapes: {', '.join(SHAPES)}")
+        case _:
+            raise ValueError(f"unknown shape {shape!r}; known shapes: {', '.join(SHAPES)}")
+    return distance
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Clip:

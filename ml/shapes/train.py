@@ -124,9 +124,7 @@ def run_stage(
             optimizer.zero_grad()
         loss, figures = loss_of(parallel, step)
         accelerator.backward(loss)
-        torch.nn.utils.clip_grad_norm_(
-            [p for o in optimizers[:1] for g in o.param_groups for p in g["params"]], 1
-        )
+        torch.nn.utils.clip_grad_norm_([p for o in optimizers[:1] for g in o.param_groups for p in g["params"]], 1)
         for optimizer in optimizers:
             optimizer.step()
         average.update(step)
@@ -207,9 +205,7 @@ def train_autoencoder(accelerator: Accelerator, work: Path, steps: int) -> Any:
         return reconstruction + 2e-4 * divergence, figures
 
     schedule = Schedule(steps, warmup=40, decay_from=0.25)
-    run_stage(
-        accelerator, "autoencoder", module, [optimizer], schedule, 0.99, work / "autoencoder.pt", loss_of
-    )
+    run_stage(accelerator, "autoencoder", module, [optimizer], schedule, 0.99, work / "autoencoder.pt", loss_of)
     return autoencoder
 
 
@@ -246,9 +242,7 @@ class Latents:
     scenes: list[Scene]
 
 
-def encode_clips(
-    accelerator: Accelerator, autoencoder: Any, work: Path, count: int, batch: int = 16
-) -> Latents:
+def encode_clips(accelerator: Accelerator, autoencoder: Any, work: Path, count: int, batch: int = 16) -> Latents:
     """This process's share of `count` encoded clips, kept on disk so that a resumed run reads them back."""
     rank, share = accelerator.process_index, count // accelerator.num_processes
     rng = np.random.default_rng([2, rank])
@@ -310,9 +304,7 @@ def train_denoiser(
         del step
         rows = torch.from_numpy(rng.integers(len(data.scenes), size=settings.batch))
         clean = (data.latents[rows].float() * scaling).to(accelerator.device)
-        texts = [
-            "" if rng.random() < settings.unconditional_share else caption(data.scenes[i], rng) for i in rows
-        ]
+        texts = ["" if rng.random() < settings.unconditional_share else caption(data.scenes[i], rng) for i in rows]
         tokens = tokenizer(
             texts, padding="max_length", max_length=model.TEXT_TOKENS, truncation=True, return_tensors="pt"
         ).input_ids.to(accelerator.device)
@@ -349,7 +341,8 @@ def _error_by_noise(errors: torch.Tensor, timestep: torch.Tensor) -> dict[str, f
 
 def _denoiser_optimizers(module: Denoising, settings: DenoiserSettings) -> list[torch.optim.Optimizer]:
     """Muon for the hidden matrices, which learns faster here, and AdamW for everything else."""
-    matrices, rest = [], []
+    matrices: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     for name, weight in module.named_parameters():
         in_transformer = "transformer_blocks" in name and "norm" not in name
         in_text_encoder = ".block." in name and "relative" not in name
@@ -371,9 +364,7 @@ def settings_from_command_line() -> argparse.Namespace:
     """The command's arguments, with defaults that take about an hour and a half on two CPU cores."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished pipeline")
-    parser.add_argument(
-        "--work", type=Path, default=Path(".vpo/shapes-training"), help="folder for resumable state"
-    )
+    parser.add_argument("--work", type=Path, default=Path(".vpo/shapes-training"), help="folder for resumable state")
     parser.add_argument("--autoencoder-steps", type=int, default=3000)
     parser.add_argument("--denoiser-steps", type=int, default=16000)
     parser.add_argument("--clips", type=int, default=24000, help="encoded clips to train the transformer on")

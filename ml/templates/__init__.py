@@ -126,7 +126,5 @@ def load(name: str, folder: Path | None = None) -> Template:
         raise TemplateProblem(f"Cannot read the template {path}: {error}.") from error
     lacking = sorted(REQUIRED[name] - template.placeholders)
     if lacking:
-        raise TemplateProblem(
-            f"The template {path} does not use {', '.join(lacking)}; write {{{{ {lacking[0]} }}}}."
-        )
+        raise TemplateProblem(f"The template {path} does not use {', '.join(lacking)}; write {{{{ {lacking[0]} }}}}.")
     return template

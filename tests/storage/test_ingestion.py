@@ -222,9 +222,7 @@ def test_a_column_may_be_named(lake: Lake, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_query_of_100_000_characters_and_hostile_texts_pass_unchanged(
-    lake: Lake, tmp_path: Path, name: str
-) -> None:
+def test_a_query_of_100_000_characters_and_hostile_texts_pass_unchanged(lake: Lake, tmp_path: Path, name: str) -> None:
     texts = [
         "x " * 50_000,
         "<script>alert(1)</script>",
@@ -274,9 +272,7 @@ def test_a_missing_file_and_a_folder_are_refused(lake: Lake, tmp_path: Path) -> 
         ingest(lake, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "cut", ['["one", "two", "thr', '["one", "two",', '["one", "two"', '["one", "two" "three"]']
-)
+@pytest.mark.parametrize("cut", ['["one", "two", "thr', '["one", "two",', '["one", "two"', '["one", "two" "three"]'])
 def test_what_stands_before_the_break_of_a_json_list_is_kept(lake: Lake, tmp_path: Path, cut: str) -> None:
     file = tmp_path / "cut.json"
     file.write_text(cut)
@@ -287,9 +283,7 @@ def test_what_stands_before_the_break_of_a_json_list_is_kept(lake: Lake, tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def test_big_files_are_committed_in_parts(
-    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_big_files_are_committed_in_parts(lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingestion, "BATCH_ROWS", 10)
     file = tmp_path / "a.txt"
     file.write_text("".join(f"query {n % 35}\n" for n in range(95)))

@@ -169,9 +169,9 @@ def test_the_read_only_session_reads(lake: Lake) -> None:
     lake.create(table)
     with lake.read_only_connection() as session:
         for count in (0, 1):
-            assert session.execute(f"SELECT count(*) AS n FROM {table.name} WHERE 1 = ?", [1])[
-                "n"
-            ].to_pylist() == [count]
+            assert session.execute(f"SELECT count(*) AS n FROM {table.name} WHERE 1 = ?", [1])["n"].to_pylist() == [
+                count
+            ]
             with lake.write({}) as transaction:
                 transaction.upsert(table, rows("a"))
         assert session.execute(f"DESCRIBE {table.name}").num_rows == 8
@@ -264,9 +264,7 @@ with Lake(Path(sys.argv[1])).write({}):
 
 def test_two_processes_make_the_lake_and_write_at_once(tmp_path: Path) -> None:
     writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), name], cwd=REPOSITORY, stderr=subprocess.PIPE
-        )
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name], cwd=REPOSITORY, stderr=subprocess.PIPE)
         for name in ("one", "two")
     ]
     for writer in writers:

@@ -105,9 +105,7 @@ def take(lake: Lake, table: Table, step: Step, config: RefreshConfig) -> Maker:
     """Run one step; raises PowerCut if it dies on the way."""
     maker = Maker(step.recipe, step.bad, raises=step.raises)
 
-    def mapper(
-        function: BatchFunction, batches: Iterable[pa.Table]
-    ) -> Iterator[tuple[pa.Table, BatchResult]]:
+    def mapper(function: BatchFunction, batches: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, BatchResult]]:
         results = [(batch, function(batch)) for batch in batches]
         for number, result in enumerate(reversed(results) if step.backwards else results):
             if step.dies_after == number:
@@ -142,9 +140,7 @@ def test_any_history_ends_as_if_made_from_scratch(lake: Lake, steps: list[Step])
         scratch = new_table()
         take(lake, scratch, last, LENIENT)
         assert data_version(lake, table) == data_version(lake, scratch)
-        assert take(lake, table, last, LENIENT).asked == (
-            [] if last.raises else sorted(last.words & last.bad)
-        )
+        assert take(lake, table, last, LENIENT).asked == ([] if last.raises else sorted(last.words & last.bad))
 
 
 @settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=SLOW_TO_START)
@@ -164,25 +160,14 @@ def test_append_keeps_the_rows_of_other_recipes(lake: Lake, steps: list[Step]) -
 
 
 @settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=SLOW_TO_START)
-@given(
-    versions=st.lists(
-        st.dictionaries(st.sampled_from("abcde"), st.sampled_from("xy")), min_size=1, max_size=3
-    )
-)
-def test_rebuild_makes_the_table_equal_and_writes_only_changes(
-    lake: Lake, versions: list[dict[str, str]]
-) -> None:
+@given(versions=st.lists(st.dictionaries(st.sampled_from("abcde"), st.sampled_from("xy")), min_size=1, max_size=3))
+def test_rebuild_makes_the_table_equal_and_writes_only_changes(lake: Lake, versions: list[dict[str, str]]) -> None:
     table = new_table()
     before: dict[str, str] = {}
     for number, version in enumerate(versions):
         rows = pa.Table.from_pylist(
-            [
-                {"thing_id": key, "word": word, "letters": None, "took": number}
-                for key, word in version.items()
-            ],
-            schema=pa.schema(
-                [f for f in table.arrow_schema if f.name in ("thing_id", "word", "letters", "took")]
-            ),
+            [{"thing_id": key, "word": word, "letters": None, "took": number} for key, word in version.items()],
+            schema=pa.schema([f for f in table.arrow_schema if f.name in ("thing_id", "word", "letters", "took")]),
         )
         report = rebuild(lake, table, rows, A, run_id=f"run {number}")
         found = {row["thing_id"]: row for row in lake.read(table).to_pylist()}
@@ -406,9 +391,7 @@ def test_interruption_passes_through_and_leaves_no_failure(lake: Lake) -> None:
 
 def test_progress_reaches_the_end(lake: Lake) -> None:
     seen: list[Progress] = []
-    refresh(
-        lake, new_table(), inputs_of("abcde"), A, Maker(A, "b"), LENIENT, run_id="r", progress=seen.append
-    )
+    refresh(lake, new_table(), inputs_of("abcde"), A, Maker(A, "b"), LENIENT, run_id="r", progress=seen.append)
     assert [(step.done, step.total, step.failed) for step in seen] == [(3, 5, 1), (5, 5, 1)]
     assert seen[-1].remaining_seconds == 0
 

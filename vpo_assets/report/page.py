@@ -195,7 +195,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        
+        finalize=_cleaned,
     )
     environment.filters["data_uri"] = _data_uri
     environment.filters["digest"] = _digest
