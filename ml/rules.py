@@ -17,11 +17,11 @@ from ml.shapes import words as shape_words
 from ml.shapes.captions import DIRECT_OPENINGS, describe
 from ml.shapes.reading import Wish, mentioned, mentions, read_wish
 
-RULES_VERSION = "1"
+RULES_VERSION = "2"
 FEWEST_WORDS = 12
 MOST_WORDS = 150
 FOREIGN_WORDS = 2  # content words beside its details that a query of the shapes world may hold
-KEPT_SHARE = 0.9  # of a long query's content words; every word of a query of ten words or fewer
+LOST_ONE_IN = 10  # of a long query's content words one in ten may be missing; of ten words or fewer, none
 
 # Words that say how somebody asks, or hold a sentence together, and not what the video shows.
 _NOT_CONTENT = frozenset(
@@ -231,6 +231,9 @@ _STYLES = tuple(
     for phrases in table.values()
     for phrase in phrases
 )
+_STYLE = re.compile(
+    r"(?<!\w)(?:" + "|".join(re.escape(phrase).replace(r"\ ", r"\s+") for phrase in _STYLES) + r")(?!\w)", re.IGNORECASE
+)
 _ENOUGH_LIGHT = "The whole scene is in clear view from the first moment to the last."
 
 
@@ -290,7 +293,7 @@ def refine(query: str, prompt: str) -> str:
         refined += f" It also shows: {', '.join(missing)}."
     if len(_WORD.findall(refined)) < FEWEST_WORDS:
         refined += f" {_ENOUGH_LIGHT}"
-    return " ".join(refined.split())
+    return remove_unsafe(" ".join(refined.split()))  # words of a query may be harmless apart and not side by side
 
 
 def wish_of(query: str) -> Wish:
@@ -308,9 +311,7 @@ def wish_of(query: str) -> Wish:
 
 def styles_in(prompt: str) -> list[str]:
     """The known phrases about the footage that a prompt holds, in their order."""
-    lowered = prompt.lower()
-    places = sorted((lowered.find(phrase), phrase) for phrase in _STYLES if phrase in lowered)
-    return [phrase for _, phrase in places]
+    return list(dict.fromkeys(" ".join(found.group().lower().split()) for found in _STYLE.finditer(prompt)))
 
 
 def _inaccuracies(query: str, prompt: str) -> list[str]:
@@ -328,7 +329,7 @@ def _inaccuracies(query: str, prompt: str) -> list[str]:
             remarks.append(f"says another {attribute} than the query ({', '.join(sorted(others))})")
     content = _content_words(harmless_query)
     missing = _missing_words(harmless_query, prompt)
-    allowed = 0 if len(content) <= 10 else int((1 - KEPT_SHARE) * len(content))
+    allowed = 0 if len(content) <= LOST_ONE_IN else len(content) // LOST_ONE_IN
     if len(missing) > allowed:
         remarks.append(f"leaves out: {', '.join(missing[:10])}")
     return remarks
@@ -375,8 +376,8 @@ def _mended(query: str, prompt: str) -> str:
     content = _content_words(query)
     lost = len(_missing_words(query, prompt))
     usable = prompt and not is_refusal(prompt) and not _repeats(prompt) and len(_WORD.findall(prompt)) <= MOST_WORDS
-    start = prompt if usable and lost <= 0.5 * len(content) else query
-    start = start.strip() or "An empty scene"
+    start = prompt if usable and lost <= 0.5 * len(content) else strip_introduction(query)
+    start = f"What is to be seen: {start}" if is_refusal(start) else start.strip() or "An empty scene"
     return start if start[-1] in ".!?" else f"{start}."
 
 
