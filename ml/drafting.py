@@ -36,7 +36,7 @@ def load_examples(path: Path) -> tuple[Example, ...]:
             example = Example(query=row["query"], prompt=row["prompt"])
         except (ValueError, KeyError, TypeError) as error:
             raise UnusableExamples(f"{path} line {number}: needs an object with query and prompt ({error})") from error
-        if not (isinstance(example.query, str) and isinstance(example.prompt, str) and example.query):
+        if not all(isinstance(text, str) and text for text in (example.query, example.prompt)):
             raise UnusableExamples(f"{path} line {number}: query and prompt must be non-empty strings")
         examples.append(example)
     if not examples:

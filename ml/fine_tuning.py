@@ -114,13 +114,13 @@ def common_arguments(job: TrainingJob, settings: TrainingSettings) -> dict[str, 
     import torch
 
     devices = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = min(settings.micro_batch_size, settings.batch_size)
+    micro = micro_batch_size(settings, devices)
     return {
         "output_dir": str(job.work),
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": max(1, settings.batch_size // (micro * devices)),
+        "gradient_accumulation_steps": settings.batch_size // (micro * devices),
         "warmup_steps": settings.warmup,
         "lr_scheduler_type": settings.schedule,
         "max_length": settings.max_length,
@@ -138,6 +138,17 @@ def common_arguments(job: TrainingJob, settings: TrainingSettings) -> dict[str, 
         "dataloader_pin_memory": torch.cuda.is_available(),
         "remove_unused_columns": False,
     }
+
+
+def micro_batch_size(settings: TrainingSettings, devices: int) -> int:
+    """The most examples at once, at most what is set, with which a step sees exactly `batch_size` examples.
+
+    Raises ValueError where the devices cannot share a batch evenly.
+    """
+    share, rest = divmod(settings.batch_size, devices)
+    if rest:
+        raise ValueError(f"batch_size {settings.batch_size} is no multiple of the {devices} devices that share it")
+    return max(size for size in range(1, min(share, settings.micro_batch_size) + 1) if share % size == 0)
 
 
 def lora_config(settings: TrainingSettings) -> Any:

@@ -32,6 +32,9 @@ run_monitoring:
   free_slots_after_run_end_seconds: 30
 telemetry:
   enabled: false
+# No invitation to a mailing list at the first start.
+nux:
+  enabled: false
 """
 
 

@@ -11,7 +11,7 @@ import sys
 
 import numpy as np
 
-from ml.rules import wish_of
+from ml.rules import critique, wish_of
 from ml.shapes import words
 from ml.shapes.captions import DIRECT_OPENINGS, describe
 from ml.shapes.queries import write_query
@@ -30,6 +30,8 @@ def write_example(rng: np.random.Generator, style: str) -> dict[str, str]:
     kinds = rng.choice(DEFECTS, size=count, replace=False)
     phrases = [str(rng.choice(table[str(kind)])) for kind in kinds]
     prompt = describe(wish, rng, elaboration=0.35, style=phrases, openings=DIRECT_OPENINGS)
+    if not critique(query, prompt).aligned:  # too short to be descriptive
+        prompt += f" {words.ALONE[0]}"
     return {"query": " ".join(query.split()), "prompt": prompt}
 
 

@@ -46,7 +46,7 @@ FLAWS = {
     "refusal": (QUERY, f"I'm sorry, but I cannot help with that. {PROMPT}", "refusal", "refuses"),
     "empty": (QUERY, " \n ", "refusal", "refuses"),
     "introduction": (QUERY, f"Sure, here is the prompt: {PROMPT}", "imprecise", "introduction"),
-    "too short": (QUERY, "A red ring moves right on a dark background.", "imprecise", "not descriptive"),
+    "too short": (QUERY, "A red ring moves to the right, dark background.", "imprecise", "not descriptive"),
     "too long": (QUERY, f"{PROMPT} {LONG}", "imprecise", "needlessly long"),
     "repetition": (QUERY, " ".join([PROMPT] * 3), "imprecise", "repeats itself"),
     "several paragraphs": (QUERY, PROMPT.replace(". It", ".\n\nIt"), "imprecise", "not one paragraph"),
@@ -106,15 +106,15 @@ def test_the_unsafe_part_of_a_query_need_not_be_kept() -> None:
 
 
 def test_a_detail_that_nobody_asked_for_may_be_added() -> None:
-    assert critique("scarlet box sits parked", f"A small red square stays still on a dark background. {LONG[:60]}").aligned
+    assert critique(
+        "scarlet box sits parked", f"A small red square stays still on a dark background. {LONG[:60]}"
+    ).aligned
 
 
 @pytest.mark.parametrize("phrase", STYLES)
-@pytest.mark.parametrize("flaw", ["none", *FLAWS])
+@pytest.mark.parametrize("flaw", ["none", *sorted(FLAWS.keys() - {"empty", "too short"})])  # these lack just words
 def test_style_is_none_of_the_judges_business(flaw: str, phrase: str) -> None:
     query, prompt, _, _ = FLAWS[flaw] if flaw != "none" else (QUERY, PROMPT, "", "")
-    if not prompt.strip() or flaw == "too short":
-        pytest.skip("a style sentence adds words, which is what this prompt lacks")
     before, after = critique(query, prompt), critique(query, f"{prompt} Shot with {phrase}.")
     assert (after.verdict, after.harmless, after.accurate, after.helpful) == (
         before.verdict,
@@ -188,7 +188,8 @@ WORLD_WORDS = sorted(
 UNSAFE_WORDS = ("naked", "bloody", "gore", "nude", "beheaded", "porn", "kill", "yourself", "suicide", "sex", "blood")
 PLAIN_WORDS = ("a", "cat", "the", "on", "sorry", "i", "cannot", "refuse", "sure,", "here is the prompt:", "\n", "&")
 some_words = st.lists(st.sampled_from([*WORLD_WORDS, *UNSAFE_WORDS, *PLAIN_WORDS, *FORGERIES]), max_size=14)
-any_text = some_words.map(" ".join) | st.text(max_size=300) | st.tuples(some_words.map(" ".join), st.text(max_size=80)).map(" ".join)
+worded = some_words.map(" ".join)
+any_text = worded | st.text(max_size=300) | st.tuples(worded, st.text(max_size=80)).map(" ".join)
 
 
 @settings(max_examples=300, deadline=None)

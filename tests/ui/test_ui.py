@@ -1,0 +1,236 @@
+"""The Dagster UI as a person uses it, in a real browser: look at the graph, click, read what came of it.
+
+The tests of this file build on each other: they share one home folder and are run in order. Pictures of what was seen
+go to the folder that VPO_SCREENSHOTS names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from storage.ids import content_id
+from storage.lake import Lake
+from storage.recipe import Recipe, stamped
+from storage.tables import CANDIDATE_CRITIQUES, QUERIES, VIDEOS
+from vpo_assets.platform import BUNDLED_QUERIES
+from vpo_assets.steps import own_columns
+
+CHROMIUM = shutil.which("chromium")
+QUERY_COUNT = 60
+PROTOTYPE = Path(__file__).parents[3] / "shared" / "prototypes" / "shapes" / "pipe"
+WEIGHTS = Path(__file__).parents[2] / "ml" / "shapes" / "weights"
+START_SECONDS = 120.0
+RUN_SECONDS = 180.0
+
+pytestmark = [
+    pytest.mark.ui,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)"),
+]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running UI and the home folder that it works on."""
+
+    address: str
+    home: Path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`vpo ui` on a free port, with a home of its own and some of the bundled queries."""
+    folder = tmp_path_factory.mktemp("ui")
+    queries = folder / "some_queries.jsonl"
+    queries.write_text("".join(BUNDLED_QUERIES.read_text("utf-8").splitlines(keepends=True)[:QUERY_COUNT]), "utf-8")
+    model = "embedded" if WEIGHTS.exists() else str(PROTOTYPE)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("VPO_")},
+        "VPO_HOME": str(folder / "home"),
+        "VPO_QUERIES__FILES": json.dumps([str(queries)]),
+        "VPO_TARGETS__SHAPES__VIDEO_GENERATOR__MODEL": model,
+    }
+    port = free_port()
+    log = folder / "ui.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vpo_assets.command_line", "ui", "--port", str(port)],
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_until_served(address, process, log)
+            yield Served(address, folder / "home")
+        finally:
+            end_group(process)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_until_served(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"the UI ended at once:\n{log.read_text()[-3000:]}"
+        with suppress(URLError, OSError), urlopen(f"{address}/server_info", timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.5)
+    raise AssertionError(f"the UI did not start within {START_SECONDS:.0f} s:\n{log.read_text()[-3000:]}")
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End the UI and everything it started."""
+    for ending in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, ending)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=10)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    with sync_playwright() as playwright:
+        # As root, as in containers, Chromium cannot make its sandbox. It only ever visits this machine here.
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1700, "height": 1000})
+        page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(os.environ.get("VPO_SCREENSHOTS") or tmp_path_factory.mktemp("pictures"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def materialize_by_click(page: Page, served: Served, asset: str) -> None:
+    """Press an asset's button and wait until the run has written its entry. Leaves its events on the page."""
+    page.goto(f"{served.address}/assets/{asset}")
+    page.get_by_role("button", name="Materialize").first.click()
+    deadline = time.monotonic() + RUN_SECONDS
+    materialized = page.get_by_text("Materialized in run")
+    while time.monotonic() < deadline:
+        page.goto(f"{served.address}/assets/{asset}?view=events")
+        with suppress(AssertionError):
+            expect(materialized).to_be_visible(timeout=5_000)
+            return
+    raise AssertionError(f"{asset} was not materialized within {RUN_SECONDS:.0f} s")
+
+
+def metadata_row(page: Page, name: str) -> str:
+    """The value beside a metadata name on the page."""
+    row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True)).first
+    return " ".join(row.inner_text().split()).removeprefix(name).strip()
+
+
+def open_markdown(page: Page, name: str) -> None:
+    row = page.get_by_role("row").filter(has=page.get_by_text(name, exact=True)).first
+    row.get_by_text("[Show Markdown]").click()
+
+
+def test_the_lineage_shows_trunk_and_branch(page: Page, served: Served) -> None:
+    page.goto(f"{served.address}/asset-groups")
+    expect(page.get_by_role("button", name="Materialize all")).to_be_visible()
+    page.keyboard.press("Alt+e")  # unfold all groups
+    for asset in ("raw_prompts", "queries", "sft_dataset", "sft_checkpoint"):
+        expect(page.get_by_text(asset, exact=True).first).to_be_visible()
+    for asset in ("candidates", "videos", "video_rewards", "preference_pairs", "dpo_checkpoint", "evaluation"):
+        expect(page.get_by_text(asset, exact=True).first).to_be_visible()
+
+
+def test_an_asset_materializes_by_click_and_shows_counts_and_preview(
+    page: Page, served: Served, pictures: Path
+) -> None:
+    materialize_by_click(page, served, "raw_prompts")
+    assert metadata_row(page, "dagster/row_count") == str(QUERY_COUNT)
+    materialize_by_click(page, served, "queries")
+    assert metadata_row(page, "dagster/row_count") == str(QUERY_COUNT)
+    assert metadata_row(page, "new") == str(QUERY_COUNT)
+    assert metadata_row(page, "reused") == "0"
+    page.screenshot(path=pictures / "metadata.png")
+    open_markdown(page, "preview")
+    dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("columnheader", name="query_id")).to_be_visible()
+    expect(dialog.get_by_role("row")).to_have_count(9)  # the header and eight rows
+    page.screenshot(path=pictures / "preview.png")
+
+
+def test_an_asset_check_shows_its_result(page: Page, served: Served, pictures: Path) -> None:
+    page.goto(f"{served.address}/assets/queries?view=checks&checkDetail=no_query_in_two_splits")
+    expect(page.get_by_text("This is a blocking asset check.")).to_be_visible()
+    expect(page.get_by_text("Passed", exact=True)).to_be_visible()
+    assert metadata_row(page, "wordings in two splits") == "0"
+    page.screenshot(path=pictures / "check.png")
+
+
+@pytest.mark.skipif(not WEIGHTS.exists() and not PROTOTYPE.exists(), reason="needs the weights of the shapes model")
+def test_videos_show_their_contact_sheet(page: Page, served: Served, pictures: Path) -> None:
+    with Lake(served.home / "lake") as lake:
+        wanted = approved_candidates(lake, 3)
+    materialize_by_click(page, served, "shapes/videos")
+    assert metadata_row(page, "new") == str(2 * wanted)  # two seeds each
+    open_markdown(page, "contact_sheet")
+    sheet = page.get_by_role("dialog").get_by_role("img").first
+    expect(sheet).to_be_visible()
+    # A picture that cannot be shown is visible too, as a broken one without a width.
+    page.wait_for_function("element => element.naturalWidth > 100", arg=sheet.element_handle())
+    page.screenshot(path=pictures / "contact_sheet.png")
+    with Lake(served.home / "lake") as lake:
+        assert lake.count(VIDEOS.at("shapes")) == 2 * wanted
+
+
+def approved_candidates(lake: Lake, count: int) -> int:
+    """Write candidates that have passed the judge, so that there is something to film. How many."""
+    queries = lake.read(QUERIES, where="keep AND split = 'dpo' AND safety = 'general'").slice(0, count).to_pylist()
+    rows = [
+        {
+            "prompt_id": content_id("for the test", row["query_id"]),
+            "query_id": row["query_id"],
+            "prompt": f"{row['query']}, filmed in sharp focus with a steady camera, against a plain background.",
+            **dict.fromkeys(("harmless", "accurate", "helpful", "aligned"), True),
+            "verdict": "aligned",
+            "critique": "",
+            "refined": None,
+        }
+        for row in queries
+    ]
+    table = CANDIDATE_CRITIQUES.at("shapes")
+    written = own_columns(table, rows)
+    written = stamped(written.append_column("input_id", written["prompt_id"]), Recipe({"by": "test"}).id, "test")
+    with lake.write({"asset": table.label}) as transaction:
+        transaction.upsert(table, written)
+    return len(rows)
+
+
+def test_the_graph_shows_what_is_materialized(page: Page, served: Served, pictures: Path) -> None:
+    page.goto(f"{served.address}/asset-groups?expanded=global%40global%3Atrunk%2Cglobal%40global%3Ashapes")
+    expect(page.get_by_text("evaluation", exact=True).first).to_be_visible()
+    page.get_by_text("Hide navigation").click()
+    page.wait_for_timeout(3_000)  # the graph slides into place
+    page.screenshot(path=pictures / "lineage.png")
