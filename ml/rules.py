@@ -285,7 +285,14 @@ def refine(query: str, prompt: str) -> str:
     harmless_query = remove_unsafe(query)
     wish = wish_of(query)
     if wish.details:
-        refined = describe(wish, rng, elaboration=0.35, style=styles_in(prompt)[:3], openings=DIRECT_OPENINGS)
+        refined = describe(
+            wish,
+            rng,
+            elaboration=0.35,
+            style=styles_in(prompt)[:3],
+            style_first=1.0,
+            openings=DIRECT_OPENINGS,
+        )
     else:
         refined = _mended(harmless_query, remove_unsafe(strip_introduction(prompt)))
     missing = _missing_words(harmless_query, refined)

@@ -27,6 +27,8 @@ class _Commands(TyperGroup):
     """Turns every error that is meant for people into its own words and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
+        # Commands show their own progress; the bars of the libraries below would run through it.
+        os.environ.setdefault("TQDM_DISABLE", "1")
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -112,7 +114,7 @@ def materialize(
         finally:
             progress.close()
     for asset, reason in progress.failed.items():
-        typer.echo(f"{asset} failed: {reason}", err=True)
+        typer.echo(f"{asset}: {reason}" if progress.interrupted else f"{asset} failed: {reason}", err=True)
     waiting = [key.to_user_string() for key in keys if key.to_user_string() not in progress.done]
     skipped = [asset for asset in waiting if asset not in progress.failed]
     if not succeeded:
@@ -280,6 +282,7 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     from vpo_assets.instance import prepared_instance
     from vpo_assets.running import WORKSPACE
 
+    _refuse_used_port(port)
     profile = _profile()
     with prepared_instance(profile):
         pass  # what must hold before a run is started holds now; the UI opens the instance by DAGSTER_HOME
@@ -287,6 +290,21 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     typer.echo(f"http://127.0.0.1:{port}", err=True)
     arguments = ["-m", "dagster", "dev", "-w", str(WORKSPACE), "-h", "127.0.0.1", "-p", str(port)]
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 (our own interpreter, no shell)
+
+
+class _PortInUse(RuntimeError):
+    """Another program, perhaps another `vpo ui`, listens there."""
+
+
+def _refuse_used_port(port: int) -> None:
+    import socket
+
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise _PortInUse(f"port {port} cannot be used ({error.strerror}): vpo ui --port N takes another") from None
 
 
 def _profile() -> Any:

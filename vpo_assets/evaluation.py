@@ -130,7 +130,7 @@ def build_evaluation(branch: Branch) -> EvaluationBranch:
     assets = (
         row_asset(
             prompts,
-            description="For every held-out query its original wording, a few-shot prompt, and both checkpoints' prompts.",
+            description="For every held-out query its own wording, a few-shot prompt, and both checkpoints' prompts.",
             deps=["queries", "sft_checkpoint", f"{target}/dpo_checkpoint"],
             kinds={"huggingface"},
             uses_model=True,

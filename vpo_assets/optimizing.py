@@ -15,6 +15,10 @@ class UnusableQuery(ValueError):
     """A query with nothing to optimize in it."""
 
 
+class NoCheckpoint(ValueError):
+    """What was given as the id of a checkpoint can be none."""
+
+
 class PromptOptimizer:
     """One checkpoint, loaded when it is first used. Sampled as in the target's evaluation, with the same seed for the
     same query, so that an answer can be had again."""
@@ -22,7 +26,10 @@ class PromptOptimizer:
     def __init__(self, platform: Platform, target: str, checkpoint_id: str) -> None:
         self._platform = platform
         self._checkpoint_id = checkpoint_id
-        self._policy = platform.policy(checkpoint_id)
+        try:
+            self._policy = platform.policy(checkpoint_id)
+        except ValueError as error:
+            raise NoCheckpoint(str(error)) from error
         self._sampling = platform.target(target).evaluation.sampling.sampling()
         self._template = platform.template("optimize")
 

@@ -79,8 +79,13 @@ class RunProgress:
                 )
         elif event.event_type == DagsterEventType.STEP_FAILURE:
             name = asset or step
-            self.failed[name] = _innermost(event.step_failure_data.error)
-            self._line(name, f"failed after {self._seconds(name):.1f} s", "red")
+            reason = _innermost(event.step_failure_data.error)
+            if reason.endswith("DagsterExecutionInterruptedError"):
+                self.interrupted = True
+                reason = "interrupted; what was finished is kept, and the next run goes on from there"
+            self.failed[name] = reason
+            what = "interrupted" if self.interrupted else "failed"
+            self._line(name, f"{what} after {self._seconds(name):.1f} s", "red")
 
     def _seconds(self, asset: str) -> float:
         return time.monotonic() - self._started.get(asset, time.monotonic())

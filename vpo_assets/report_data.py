@@ -141,7 +141,8 @@ def _examples(platform: Platform, target: str, methods: Sequence[str]) -> list[E
     ).to_pylist()
     rows = platform.lake.query(
         "SELECT v.query_id, v.method, v.prompt, v.uri, v.sha256, v.seed, c.verdict, c.critique, r.score, r.answers "
-        f"FROM {EVAL_VIDEOS.at(target).qualified} AS v JOIN {EVAL_CRITIQUES.at(target).qualified} AS c USING (prompt_id) "
+        f"FROM {EVAL_VIDEOS.at(target).qualified} AS v "
+        f"JOIN {EVAL_CRITIQUES.at(target).qualified} AS c USING (prompt_id) "
         f"JOIN {EVAL_REWARDS.at(target).qualified} AS r ON r.video_id = v.video_id "
         "WHERE v.query_id IN (SELECT unnest(?)) ORDER BY v.seed",
         [[row["query_id"] for row in chosen]],

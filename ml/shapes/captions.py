@@ -70,12 +70,13 @@ def describe(
     *,
     elaboration: float = 0.45,
     style: Sequence[str] = (),
+    style_first: float = 0.25,
     openings: Sequence[Opening] = tuple(Opening),
 ) -> str:
     """Sentences that state just these details, in the words that the video model knows.
 
     Every further sentence about a detail comes with probability `elaboration`; the phrases of `style` speak
-    about the footage; `openings` are the ways to begin that may be drawn.
+    about the footage, in the first sentence with probability `style_first`, else in the last; `openings` are the ways to begin that may be drawn.
     """
     noun = stated.shape or "object"
     subject = " ".join(word for word in (stated.size, stated.color, noun) if word)
@@ -84,7 +85,7 @@ def describe(
     )
     if style:
         sentence = f"{_pick(rng, words.STYLE_LEAD)} {listing(style)}."
-        sentences.insert(len(sentences) if rng.random() < 0.75 else 0, sentence)
+        sentences.insert(0 if rng.random() < style_first else len(sentences), sentence)
     return " ".join(sentences)
 
 

@@ -1,8 +1,8 @@
 """Worked examples of rewriting for the shapes world: `python -m ml.shapes.examples COUNT > FILE`.
 
-Belongs here: the command that wrote the bundled few-shot examples. A third of them say nothing about the
-footage, a third praise it, and a third carry the stylish words that people like and the video model takes
-literally: what drafts learn from them is what video-level feedback later sorts out.
+Belongs here: the command that wrote the bundled few-shot examples. Some say nothing about the footage,
+some praise it, and some carry the stylish words that people like and the video model takes literally: what drafts
+learn from them is what video-level feedback later sorts out.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from ml.shapes.captions import DIRECT_OPENINGS, describe
 from ml.shapes.queries import write_query
 from ml.shapes.scene import DEFECTS
 
+STYLES = ("none", "good", "bad", "good", "bad")
+
 
 def write_example(rng: np.random.Generator, style: str) -> dict[str, str]:
     """One query with a prompt that does it justice; `style` is none, good or bad."""
@@ -29,7 +31,7 @@ def write_example(rng: np.random.Generator, style: str) -> dict[str, str]:
     count = 0 if style == "none" else int(rng.integers(1, 3))
     kinds = rng.choice(DEFECTS, size=count, replace=False)
     phrases = [str(rng.choice(table[str(kind)])) for kind in kinds]
-    prompt = describe(wish, rng, elaboration=0.35, style=phrases, openings=DIRECT_OPENINGS)
+    prompt = describe(wish, rng, elaboration=0.35, style=phrases, style_first=1.0, openings=DIRECT_OPENINGS)
     if not critique(query, prompt).aligned:  # too short to be descriptive
         prompt += f" {words.ALONE[0]}"
     return {"query": " ".join(query.split()), "prompt": prompt}
@@ -43,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rng = np.random.default_rng([arguments.seed, 7])
     for i in range(arguments.count):
-        example = write_example(rng, ("none", "good", "bad")[i % 3])
+        example = write_example(rng, STYLES[i % len(STYLES)])
         sys.stdout.write(json.dumps(example) + "\n")
 
 

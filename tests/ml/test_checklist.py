@@ -44,9 +44,7 @@ def test_dimensions_are_weighted_shares_and_weightless_ones_count_each_question_
     assert shares["safety"][0] == 0.5
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 8).map(lambda n: n / 8), min_size=5, max_size=5), min_size=1, max_size=6)
-)
+@given(st.lists(st.lists(st.integers(0, 8).map(lambda n: n / 8), min_size=5, max_size=5), min_size=1, max_size=6))
 def test_shares_stay_between_0_and_1_and_one_more_yes_never_lowers_the_score(
     answers: list[list[float]],
 ) -> None:
@@ -143,9 +141,7 @@ def test_the_real_visionreward_files() -> None:
     assert by_id["alignment_4"].weight == pytest.approx(1.141818673357406)
     assert by_id["alignment_3"].weight == 0
     assert all(question.weight == 0 for question in checklist.questions if question.dimension == "safety")
-    assert all(
-        question.weight == 0 for question in checklist.questions if question.sub_dimension == "object_motion"
-    )
+    assert all(question.weight == 0 for question in checklist.questions if question.sub_dimension == "object_motion")
     assert "a red ball" in by_id["alignment_1"].ask("a red ball")
     assert Checklist.from_json(checklist.to_json()) == checklist
 

@@ -31,14 +31,10 @@ def identifier(text: str) -> str:
 
 
 def raw_table(texts: list[str], **scores: list[float | None]) -> pa.Table:
-    return pa.table(
-        {"query_id": [identifier(text) for text in texts], "text": pa.array(texts, pa.string()), **scores}
-    )
+    return pa.table({"query_id": [identifier(text) for text in texts], "text": pa.array(texts, pa.string()), **scores})
 
 
-def rows_by_text(
-    texts: list[str], curation_settings: CurationSettings | None = None
-) -> dict[str, dict[str, Any]]:
+def rows_by_text(texts: list[str], curation_settings: CurationSettings | None = None) -> dict[str, dict[str, Any]]:
     rows = {row["query_id"]: row for row in curate(raw_table(texts), curation_settings).rows.to_pylist()}
     return {text: rows[identifier(text)] for text in texts}
 
@@ -353,12 +349,7 @@ def test_exact_duplicates_of_texts_without_words() -> None:
 def test_common_queries_are_dropped_for_diversity_only_beyond_the_sample() -> None:
     sizes, shapes = ("big", "small", "tiny", "huge"), ("ball", "ring", "cube", "star")
     colors = ("red", "blue", "green", "white", "black")
-    texts = [
-        f"a {size} {color} {shape} rolls over the hill"
-        for size in sizes
-        for color in colors
-        for shape in shapes
-    ]
+    texts = [f"a {size} {color} {shape} rolls over the hill" for size in sizes for color in colors for shape in shapes]
     base = CurationSettings(near_duplicate_threshold=None, diversity_threshold=0.7, diversity_sample=40)
     result = curate(raw_table(texts), base)
     dropped = dict(result.funnel)["low_diversity"]
@@ -379,8 +370,7 @@ def test_splits_have_their_shares_and_hold() -> None:
         assert (splits == name).mean() == pytest.approx(share, abs=0.015)
     other = CurationSettings(sft_share=0.2, dpo_share=0.6, test_share=0.2)
     assert all(
-        (split_of(query_id, other) == "test") == (split == "test")
-        for query_id, split in zip(ids, splits, strict=True)
+        (split_of(query_id, other) == "test") == (split == "test") for query_id, split in zip(ids, splits, strict=True)
     )
     larger = CurationSettings(sft_share=0.4, dpo_share=0.3, test_share=0.3)
     assert all(split_of(query_id, larger) == "test" for query_id in np.array(ids)[splits == "test"])
@@ -432,8 +422,7 @@ def test_adding_queries_never_moves_one_to_another_split() -> None:
     texts = [f"a {color} ball number {n}" for n, color in enumerate(["red", "blue", "green"] * 10)]
     before = {row["query_id"]: row["split"] for row in curate(raw_table(texts)).rows.to_pylist()}
     after = {
-        row["query_id"]: row["split"]
-        for row in curate(raw_table([*texts, "a new dog", "red ball"])).rows.to_pylist()
+        row["query_id"]: row["split"] for row in curate(raw_table([*texts, "a new dog", "red ball"])).rows.to_pylist()
     }
     assert before.items() <= after.items()
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from ml import dpo, sft
 from ml.fine_tuning import (
     DpoSettings,
     LoraSettings,
@@ -80,9 +81,7 @@ def test_the_command_says_how_it_is_used(arguments: list[str], monkeypatch: pyte
         read_job(arguments)
 
 
-def test_nothing_to_learn_from_is_said_before_any_model_is_loaded(tmp_path: Path) -> None:
-    from ml import dpo, sft
-
+def test_a_set_with_nothing_to_learn_from_is_refused_with_what_to_do(tmp_path: Path) -> None:
     job = TrainingJob(
         base_model="no/such-model",
         data=tmp_path / "empty.parquet",
@@ -94,9 +93,9 @@ def test_nothing_to_learn_from_is_said_before_any_model_is_loaded(tmp_path: Path
     columns = {"messages": pa.array([], MESSAGES), "chosen": pa.array([], pa.string())}
     pq.write_table(pa.table({**columns, "rejected": pa.array([], pa.string())}), job.data)
     with pytest.raises(NothingToLearn, match="sft_dataset"):
-        sft.train(job)
+        sft._conversations(job)
     with pytest.raises(NothingToLearn, match="no preference pairs"):
-        dpo.train(job)
+        dpo._pairs(job)
 
 
 # ---- trainings -----------------------------------------------------------------------------------------------------
@@ -234,9 +233,8 @@ def test_dpo_with_lora_learns_to_prefer_and_saves_a_whole_model(tmp_path: Path, 
 
 @pytest.mark.slow
 def test_a_training_that_fails_says_why(tmp_path: Path, base: Path) -> None:
-    job = sft_job(tmp_path, base).model_copy(update={"base_model": str(tmp_path / "nothing")})
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(TrainingFailed, match=r"sft ended with status 1(.|\n)*nothing"):
+    job = sft_job(tmp_path, base).model_copy(update={"data": tmp_path / "gone.parquet"})
+    with pytest.raises(TrainingFailed, match=r"sft ended with status 1(.|\n)*FileNotFoundError.*gone\.parquet"):
         trained("sft", job)
 
 

@@ -119,8 +119,7 @@ def rewards_table() -> pa.Table:
             "query_id": [row[1] for row in rows],
             "score": [row[2] for row in rows],
             "dimensions": [
-                [{"dimension": "quality", "score": row[3]}, {"dimension": "safety", "score": 1.0}]
-                for row in rows
+                [{"dimension": "quality", "score": row[3]}, {"dimension": "safety", "score": 1.0}] for row in rows
             ],
         }
     )
@@ -190,9 +189,7 @@ def test_f_is_near_1_for_noise_and_large_where_prompts_differ() -> None:
 def test_f_copes_with_missing_prompts_and_seeds() -> None:
     nan = float("nan")
     scores = np.array([[[1, 2], [3, 4], [nan, nan]], [[5, nan], [7, 9], [2, 2]]], dtype=float)
-    by_hand_between = (
-        2 * (1.5 - 2.5) ** 2 + 2 * (3.5 - 2.5) ** 2 + (5 - 5) ** 2 + 2 * (8 - 5) ** 2 + 2 * (2 - 5) ** 2
-    )
+    by_hand_between = 2 * (1.5 - 2.5) ** 2 + 2 * (3.5 - 2.5) ** 2 + (5 - 5) ** 2 + 2 * (8 - 5) ** 2 + 2 * (2 - 5) ** 2
     by_hand_within = 0.5 + 0.5 + 0 + 2 + 0
     ratio = f_statistic(scores)
     assert (ratio.between_freedom, ratio.within_freedom) == (3, 4)
@@ -215,10 +212,7 @@ def test_degenerate_rewards_are_told_with_their_reason() -> None:
     assert fine.constant_questions == (1,)
     assert "no" in reward_degeneracy(np.zeros((5, 3)), np.zeros(5)).reason
     assert "yes" in reward_degeneracy(np.ones((5, 3)), np.ones(5)).reason
-    assert (
-        reward_degeneracy(np.tile([1, 0, 1], (5, 1)), np.arange(5)).reason
-        == "every video gives the same answers"
-    )
+    assert reward_degeneracy(np.tile([1, 0, 1], (5, 1)), np.arange(5)).reason == "every video gives the same answers"
     assert reward_degeneracy(varied, [1.0, 1.0, 1.0]).reason == "every video has the same score"
     assert "finite" in reward_degeneracy(varied, [1.0, np.nan, 1.0]).reason
     assert not reward_degeneracy([[1, 1]], [1.0]).degenerate
@@ -246,11 +240,7 @@ def plain_bleu(text: list[str], references: list[list[str]]) -> float:
         logs.append(math.log(max(matches, 0.1) / sum(grams.values())))
     if not logs:
         return 0.0
-    closest = (
-        min((abs(len(reference) - len(text)), len(reference)) for reference in references)[1]
-        if references
-        else 0
-    )
+    closest = min((abs(len(reference) - len(text)), len(reference)) for reference in references)[1] if references else 0
     penalty = 1.0 if closest <= len(text) else math.exp(1 - closest / len(text))
     return math.exp(sum(logs) / len(logs)) * penalty
 
@@ -263,9 +253,7 @@ sentences = st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_si
 def test_bleu_agrees_with_a_plain_implementation(texts: list[list[str]], references: list[list[str]]) -> None:
     fast = bleu_against([" ".join(text) for text in texts], [" ".join(text) for text in references], chunk=3)
     assert fast.tolist() == pytest.approx([plain_bleu(text, references) for text in texts])
-    own = bleu_against(
-        [" ".join(text) for text in texts], [" ".join(text) for text in texts], own=range(len(texts))
-    )
+    own = bleu_against([" ".join(text) for text in texts], [" ".join(text) for text in texts], own=range(len(texts)))
     others = [plain_bleu(text, texts[:n] + texts[n + 1 :]) for n, text in enumerate(texts)]
     assert own.tolist() == pytest.approx(others)
 

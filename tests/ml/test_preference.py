@@ -38,9 +38,7 @@ def run(candidates: list[Candidate], pair_settings: PairSettings | None = None) 
     """Select pairs from candidates as `candidate` makes them; answers None: no reward."""
     judged = [item for item in candidates if item["aligned"] is not None]
     rewarded = [item for item in candidates if item["answers"] is not None]
-    answers = np.array([item["answers"] for item in rewarded], dtype=float).reshape(
-        len(rewarded), len(CHECKLIST)
-    )
+    answers = np.array([item["answers"] for item in rewarded], dtype=float).reshape(len(rewarded), len(CHECKLIST))
     return select_pairs(
         pa.table(
             {
@@ -89,9 +87,7 @@ def candidate(
 # ------------------------------------------------------------------------------------------ the oracle
 
 
-def oracle(
-    candidates: list[Candidate], level: str, margin: float, choice: str, feedback: str
-) -> list[tuple[Any, ...]]:
+def oracle(candidates: list[Candidate], level: str, margin: float, choice: str, feedback: str) -> list[tuple[Any, ...]]:
     """VPO's steps 6 to 8 in plain loops, straight from the method's description."""
     pairs: list[tuple[Any, ...]] = []
     for query in sorted({item["query"] for item in candidates}):
@@ -113,12 +109,7 @@ def oracle(
         if pair is None and feedback in ("both", "video"):
             found = []
             for i, j in product(own, own):
-                if (
-                    i["aligned"] is not True
-                    or j["aligned"] is not True
-                    or i["answers"] is None
-                    or j["answers"] is None
-                ):
+                if i["aligned"] is not True or j["aligned"] is not True or i["answers"] is None or j["answers"] is None:
                     continue
                 if i["prompt"].strip() == j["prompt"].strip():
                     continue
@@ -128,9 +119,7 @@ def oracle(
                     if any(a < b for a, b in grouped) or not any(a > b for a, b in grouped):
                         continue
                 if difference > margin:
-                    found.append(
-                        (difference, (query, i["prompt"], j["prompt"], "video", difference, i["id"], j["id"]))
-                    )
+                    found.append((difference, (query, i["prompt"], j["prompt"], "video", difference, i["id"], j["id"])))
             if found:
                 widest = max(entry[0] for entry in found)
                 pair = found[0][1] if choice == "first" else next(e[1] for e in found if e[0] == widest)
@@ -140,9 +129,7 @@ def oracle(
 
 
 def total(answers: tuple[float, ...]) -> float:
-    return sum(
-        question.weight * answer for question, answer in zip(CHECKLIST.questions, answers, strict=True)
-    )
+    return sum(question.weight * answer for question, answer in zip(CHECKLIST.questions, answers, strict=True))
 
 
 def groups(answers: tuple[float, ...], level: str) -> list[float]:
@@ -168,9 +155,7 @@ candidate_lists = st.lists(
         st.sampled_from(
             [None, "", "  ", "mended", "mended\nin two lines", "same words", "same words ", "a\rb", "better"]
         ),
-        st.none()
-        | st.tuples(shares, shares, shares, shares, shares)
-        | st.tuples(*[st.sampled_from([0.0, 1.0])] * 5),
+        st.none() | st.tuples(shares, shares, shares, shares, shares) | st.tuples(*[st.sampled_from([0.0, 1.0])] * 5),
     ),
     max_size=12,
 ).map(
@@ -355,14 +340,10 @@ def test_rewards_are_averaged_over_seeds() -> None:
     assert len(average_rewards(table.slice(0, 0), CHECKLIST).prompt_ids) == 0
 
 
-@pytest.mark.parametrize(
-    ("order", "problem"), [("abcd", "v1"), ("abcda", "v1"), ("abcdx", "'x'"), ("", "v1")]
-)
+@pytest.mark.parametrize(("order", "problem"), [("abcd", "v1"), ("abcda", "v1"), ("abcdx", "'x'"), ("", "v1")])
 def test_rewards_with_missing_or_foreign_answers_are_refused(order: str, problem: str) -> None:
     answers = [{"question": name, "yes": True, "probability": 1.0} for name in order]
-    kind = pa.list_(
-        pa.struct([("question", pa.string()), ("yes", pa.bool_()), ("probability", pa.float64())])
-    )
+    kind = pa.list_(pa.struct([("question", pa.string()), ("yes", pa.bool_()), ("probability", pa.float64())]))
     table = pa.table(
         {"video_id": ["v1"], "prompt_id": ["p"], "score": [1.0], "answers": pa.array([answers], kind)},
     )

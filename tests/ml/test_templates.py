@@ -58,9 +58,7 @@ def test_the_critique_template_states_the_principles_and_an_answer_that_the_pars
 
 @given(
     st.lists(
-        st.sampled_from(
-            ["{{ 7*7 }}", "{% raw %}", "{# x #}", "\n### system\n", "### user", "$query", "{query}", "\\1"]
-        )
+        st.sampled_from(["{{ 7*7 }}", "{% raw %}", "{# x #}", "\n### system\n", "### user", "$query", "{query}", "\\1"])
         | st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
         max_size=6,
     ).map("".join)

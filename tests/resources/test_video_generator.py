@@ -70,7 +70,9 @@ def test_clips_come_in_order_as_bytes_in_batches_of_the_size_set() -> None:
 def test_a_seed_gives_its_clip_whatever_else_is_in_the_batch() -> None:
     expected = generator_with(Pipeline()).generate(PROMPTS, SEEDS)
     for order in ([2, 0, 1], [1]):
-        clips = generator_with(Pipeline(), batch_size=3).generate([PROMPTS[i] for i in order], [SEEDS[i] for i in order])
+        clips = generator_with(Pipeline(), batch_size=3).generate(
+            [PROMPTS[i] for i in order], [SEEDS[i] for i in order]
+        )
         assert all(np.array_equal(clip, expected[i]) for clip, i in zip(clips, order, strict=True))
 
 
@@ -129,7 +131,9 @@ def filmed() -> tuple[DiffusersVideoGenerator, list[Clip]]:
 def test_the_shapes_model_films_what_detailed_prompts_say(filmed: tuple[DiffusersVideoGenerator, list[Clip]]) -> None:
     _, clips = filmed
     assert [clip.shape for clip in clips] == [(5, 64, 64, 3)] * 3
-    yes = [list(answers(measure(clip), read_wish(prompt)).values()) for prompt, clip in zip(PROMPTS, clips, strict=True)]
+    yes = [
+        list(answers(measure(clip), read_wish(prompt)).values()) for prompt, clip in zip(PROMPTS, clips, strict=True)
+    ]
     assert pixel_checklist().score(yes).mean() > 0.7 * 6.3
 
 

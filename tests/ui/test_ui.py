@@ -22,7 +22,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, Response, expect, sync_playwright
 
 from storage.ids import content_id
 from storage.lake import Lake
@@ -116,7 +116,7 @@ def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         # As root, as in containers, Chromium cannot make its sandbox. It only ever visits this machine here.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1700, "height": 1000})
+        page = browser.new_page(viewport={"width": 1700, "height": 1000}, device_scale_factor=1.5)
         page.set_default_timeout(60_000)
         yield page
         browser.close()
@@ -129,10 +129,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def materialize_by_click(page: Page, served: Served, asset: str) -> None:
-    """Press an asset's button and wait until the run has written its entry. Leaves its events on the page."""
+def launches_a_run(response: Response) -> bool:
+    return "/graphql" in response.url and "launchPipelineExecution" in (response.request.post_data or "")
+
+
+def materialize_by_click(page: Page, served: Served, asset: str, *, confirm: bool = False) -> None:
+    """Press an asset's button and wait until the run has written its entry. Leaves its events on the page.
+
+    `confirm`: the UI asks back, since an upstream asset has never been materialized."""
     page.goto(f"{served.address}/assets/{asset}")
-    page.get_by_role("button", name="Materialize").first.click()
+    with page.expect_response(launches_a_run):
+        page.get_by_role("button", name="Materialize").first.click()
+        if confirm:
+            page.get_by_role("button", name="Confirm").click()
     deadline = time.monotonic() + RUN_SECONDS
     materialized = page.get_by_text("Materialized in run")
     while time.monotonic() < deadline:
@@ -141,6 +150,12 @@ def materialize_by_click(page: Page, served: Served, asset: str) -> None:
             expect(materialized).to_be_visible(timeout=5_000)
             return
     raise AssertionError(f"{asset} was not materialized within {RUN_SECONDS:.0f} s")
+
+
+def take(page: Page, file: Path) -> None:
+    """A picture, once dialogs have faded in and the graph has slid into place."""
+    page.wait_for_timeout(2_000)
+    page.screenshot(path=file)
 
 
 def metadata_row(page: Page, name: str) -> str:
@@ -173,12 +188,12 @@ def test_an_asset_materializes_by_click_and_shows_counts_and_preview(
     assert metadata_row(page, "dagster/row_count") == str(QUERY_COUNT)
     assert metadata_row(page, "new") == str(QUERY_COUNT)
     assert metadata_row(page, "reused") == "0"
-    page.screenshot(path=pictures / "metadata.png")
+    take(page, pictures / "metadata.png")
     open_markdown(page, "preview")
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("columnheader", name="query_id")).to_be_visible()
     expect(dialog.get_by_role("row")).to_have_count(9)  # the header and eight rows
-    page.screenshot(path=pictures / "preview.png")
+    take(page, pictures / "preview.png")
 
 
 def test_an_asset_check_shows_its_result(page: Page, served: Served, pictures: Path) -> None:
@@ -186,21 +201,21 @@ def test_an_asset_check_shows_its_result(page: Page, served: Served, pictures: P
     expect(page.get_by_text("This is a blocking asset check.")).to_be_visible()
     expect(page.get_by_text("Passed", exact=True)).to_be_visible()
     assert metadata_row(page, "wordings in two splits") == "0"
-    page.screenshot(path=pictures / "check.png")
+    take(page, pictures / "check.png")
 
 
 @pytest.mark.skipif(not WEIGHTS.exists() and not PROTOTYPE.exists(), reason="needs the weights of the shapes model")
 def test_videos_show_their_contact_sheet(page: Page, served: Served, pictures: Path) -> None:
     with Lake(served.home / "lake") as lake:
         wanted = approved_candidates(lake, 3)
-    materialize_by_click(page, served, "shapes/videos")
+    materialize_by_click(page, served, "shapes/videos", confirm=True)
     assert metadata_row(page, "new") == str(2 * wanted)  # two seeds each
     open_markdown(page, "contact_sheet")
-    sheet = page.get_by_role("dialog").get_by_role("img").first
+    sheet = page.get_by_role("dialog").locator("img").first
     expect(sheet).to_be_visible()
     # A picture that cannot be shown is visible too, as a broken one without a width.
     page.wait_for_function("element => element.naturalWidth > 100", arg=sheet.element_handle())
-    page.screenshot(path=pictures / "contact_sheet.png")
+    take(page, pictures / "contact_sheet.png")
     with Lake(served.home / "lake") as lake:
         assert lake.count(VIDEOS.at("shapes")) == 2 * wanted
 
@@ -229,8 +244,8 @@ def approved_candidates(lake: Lake, count: int) -> int:
 
 
 def test_the_graph_shows_what_is_materialized(page: Page, served: Served, pictures: Path) -> None:
+    page.set_viewport_size({"width": 1900, "height": 640})  # the graph is wide and low, and fits itself in
+    page.get_by_text("Hide navigation").click()
     page.goto(f"{served.address}/asset-groups?expanded=global%40global%3Atrunk%2Cglobal%40global%3Ashapes")
     expect(page.get_by_text("evaluation", exact=True).first).to_be_visible()
-    page.get_by_text("Hide navigation").click()
-    page.wait_for_timeout(3_000)  # the graph slides into place
-    page.screenshot(path=pictures / "lineage.png")
+    take(page, pictures / "lineage.png")
