@@ -23,6 +23,7 @@ from resources.language_model import Sampling
 from storage.refresh import RefreshConfig
 
 PROFILES = Path(__file__).parent / "profiles"
+CHECKOUT = Path(__file__).parent.parent
 BUNDLED = "bundled"
 EMBEDDED = "embedded"
 NOT_SETTINGS = frozenset({"VPO_PROFILE", "VPO_SHARED_DATA", "VPO_DEBUG", "VPO_SCREENSHOTS"})
@@ -179,7 +180,7 @@ class Profile(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    home: Path = Field(Path(".vpo"), description="folder of all data")
+    home: Path = Field(CHECKOUT / ".vpo", description="folder of all data")
     seed: int = 0
     templates: Path | None = Field(None, description="folder whose *.txt files replace the templates of that name")
     queries: QueriesSettings = QueriesSettings()

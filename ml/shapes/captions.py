@@ -75,8 +75,9 @@ def describe(
 ) -> str:
     """Sentences that state just these details, in the words that the video model knows.
 
-    Every further sentence about a detail comes with probability `elaboration`; the phrases of `style` speak
-    about the footage, in the first sentence with probability `style_first`, else in the last; `openings` are the ways to begin that may be drawn.
+    Every further sentence about a detail comes with probability `elaboration`. The phrases of `style` speak about
+    the footage, in the first sentence with probability `style_first`, else in the last. `openings` are the ways to
+    begin that may be drawn.
     """
     noun = stated.shape or "object"
     subject = " ".join(word for word in (stated.size, stated.color, noun) if word)

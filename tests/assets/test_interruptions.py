@@ -13,6 +13,8 @@ import pytest
 
 from tests.assets.conftest import HOSTILE, World, data_versions, errors_of, metadata_of, queries_of
 
+pytestmark = pytest.mark.slow
+
 VIDEOS = '"shapes"."videos"'
 
 
@@ -61,7 +63,6 @@ world.materialize("shapes/videos")
 """
 
 
-@pytest.mark.slow
 def test_a_killed_run_renders_only_what_was_missing(world: World) -> None:
     before = world.ids(VIDEOS, "video_id")
     count = without_videos(world)
@@ -191,7 +192,6 @@ def test_a_query_file_that_cannot_be_read_is_named(empty_world: Callable[..., Wo
     assert "queries.jsonl" in errors_of(result) or "there are no queries" in errors_of(result)
 
 
-@pytest.mark.slow
 def test_hostile_queries_go_through_as_text(empty_world: Callable[..., World]) -> None:
     shares: Mapping[str, Any] = {"sft_share": 0.34, "dpo_share": 0.33, "test_share": 0.33}
     markup = [f"{HOSTILE[0]} {word}" for word in ("here", "there", "now", "soon", "again", "today")]

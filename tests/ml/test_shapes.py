@@ -401,7 +401,7 @@ def test_a_stopped_training_goes_on_where_it_was_and_its_pipeline_films(tmp_path
         [sys.executable, "-c", TRAININGS, tmp_path],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 0, done.stderr[-2000:]
