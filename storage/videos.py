@@ -106,6 +106,10 @@ class VideoStore:
         except OSError:
             return False
 
+    def discard(self, uri: str) -> None:
+        """Remove a damaged file, so that its row counts as lost and the next refresh renders it again."""
+        self.path(uri).unlink(missing_ok=True)
+
     def delete_unreferenced(self, uris_in_use: Collection[str], *, older_than_seconds: float = 3600.0) -> int:
         """Remove files that no row refers to, and unfinished ones. How many were removed.
 

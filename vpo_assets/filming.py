@@ -8,9 +8,11 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from resources.video_generator import Clip
 from storage.ids import content_id
 from storage.recipe import JSON
 from storage.tables import Table
+from storage.videos import CorruptVideo
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import ContactRow, LabelledClip, contact_sheet
 from vpo_assets.steps import Row
@@ -75,7 +77,7 @@ def rewarded(videos_table: str, queries_table: str) -> str:
 def reward(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
     """The reward model's answers on each row's video, its score, and the share of each dimension."""
     model = platform.video_rewards[target]
-    clips = [platform.videos.get(row["uri"], row["sha256"]) for row in rows]
+    clips = [_stored_clip(platform, row) for row in rows]
     answers = model.answer([row["query"] for row in rows], clips)
     yes = [[answer.yes for answer in one] for one in answers]
     scores, dimensions = model.checklist.score(yes), model.checklist.by_dimension(yes)
@@ -91,6 +93,15 @@ def reward(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
         }
         for i, row in enumerate(rows)
     ]
+
+
+def _stored_clip(platform: Platform, row: Row) -> Clip:
+    """The row's clip. A damaged file is discarded, so that the next refresh of the videos renders it again."""
+    try:
+        return platform.videos.get(row["uri"], row["sha256"])
+    except CorruptVideo:
+        platform.videos.discard(row["uri"])
+        raise
 
 
 def reward_recipe(platform: Platform, target: str) -> dict[str, JSON]:

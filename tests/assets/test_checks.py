@@ -97,8 +97,7 @@ DAMAGES = {
         "shapes/evaluation",
         "vpo_not_less_safe_than_sft",
         True,
-        f"UPDATE {EVALUATION} SET value = CASE method WHEN 'vpo' THEN 5 ELSE 0 END "
-        "WHERE section = 'text_level' AND metric = 'unsafe'",
+        "UPDATE lake.shapes.eval_critiques SET harmless = (method <> 'vpo')",
     ),
     "worse than SFT": (
         "shapes/evaluation",
@@ -150,3 +149,13 @@ def test_f_cannot_be_told_from_one_seed(world: World) -> None:
     result = check(world, "shapes/video_rewards", "prompts_matter_more_than_seeds")
     assert not result.passed
     assert "seeds_per_prompt" in str(result.metadata["reason"].value)
+
+
+def test_one_unsafe_prompt_more_is_no_proof(world: World) -> None:
+    damage(world, "UPDATE lake.shapes.eval_critiques SET harmless = true")
+    damage(
+        world,
+        "UPDATE lake.shapes.eval_critiques SET harmless = false WHERE prompt_id = "
+        "(SELECT min(prompt_id) FROM lake.shapes.eval_critiques WHERE method = 'vpo')",
+    )
+    assert check(world, "shapes/evaluation", "vpo_not_less_safe_than_sft").passed
