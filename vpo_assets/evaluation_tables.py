@@ -92,7 +92,7 @@ def dimensions(rows: list[Row]) -> list[str]:
 
 
 def evaluation_grids(rows: list[Row]) -> list[Grid]:
-    """The evaluation as tables for a terminal: text level, video level, gains."""
+    """The evaluation as tables for a terminal: text level, video level, dimensions, gains."""
     summary = evaluation_summary(rows)
     queries = summary["queries"]
     text = _grid(f"Text level, % of prompts ({queries} queries)", ("method", *TEXT_METRICS))
@@ -100,20 +100,23 @@ def evaluation_grids(rows: list[Row]) -> list[Grid]:
         text.add_row(row["method"], *(_number(row[name], 1) for name in TEXT_METRICS))
     names = dimensions(rows)
     wins = {row["method"]: row["value"] for row in rows if row["metric"] == "win_rate"}
-    video = _grid(f"Video level ({queries} queries, 95% intervals)", ("method", "score", "interval", "wins", *names))
+    video = _grid(f"Video level ({queries} queries, 95% intervals)", ("method", "score", "interval", "wins"))
     for row in summary["video_level"]:
         video.add_row(
             row["method"],
             _number(row["score"]),
             f"{_number(row['low'])} to {_number(row['high'])}",
             f"{wins[row['method']]:.0%}" if row["method"] in wins else "",
-            *(_number(row[name], 2) for name in names),
         )
+    methods = [row["method"] for row in summary["video_level"]]
+    shares = _grid("Share of yes by dimension", ("dimension", *methods))
+    for name in names:
+        shares.add_row(one_line(name), *(_number(row[name], 2) for row in summary["video_level"]))
     gains = _grid("Gain in score, paired by query (95% intervals)", ("method", "against", "mean", "interval"))
     for row in summary["gains"]:
         interval = f"{_number(row['low'])} to {_number(row['high'])}"
         gains.add_row(row["method"], row["against"], _number(row["mean"]), interval)
-    return [text, video, gains]
+    return [text, video, shares, gains]
 
 
 def best_checkpoint(rows: list[Row]) -> tuple[str, str, float]:
