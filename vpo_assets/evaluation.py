@@ -147,7 +147,13 @@ def build_evaluation(branch: Branch) -> EvaluationBranch:
             deps=[f"{target}/eval_prompts"],
             kinds={"diffusers"},
             uses_model=True,
-            figures=lambda platform: video_figures(platform, videos_table.qualified, QUERIES.qualified),
+            figures=lambda platform: video_figures(
+                platform,
+                videos_table.qualified,
+                QUERIES.qualified,
+                label="method || ': ' || prompt",
+                order=f"list_position({list(METHODS)}, method)",
+            ),
         ),
         row_asset(
             rewards,

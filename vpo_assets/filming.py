@@ -110,24 +110,26 @@ def reward_recipe(platform: Platform, target: str) -> dict[str, JSON]:
     return {"video_reward": dict(model.identity()), "checklist": content_id(model.checklist.to_json())}
 
 
-def sheet(platform: Platform, videos: str, queries: str) -> bytes:
-    """A contact sheet of a few queries, each with all its prompts at one seed."""
+def sheet(platform: Platform, videos: str, queries: str, label: str, order: str) -> bytes:
+    """A contact sheet of a few queries, each with its prompts at one seed; `label` and `order` are SQL."""
     rows = platform.lake.query(
-        f"SELECT query, prompt, uri, sha256 FROM {videos} JOIN {queries} USING (query_id) "
+        f"SELECT query, {label} AS label, uri, sha256 FROM {videos} JOIN {queries} USING (query_id) "
         f"WHERE query_id IN (SELECT DISTINCT query_id FROM {videos} ORDER BY query_id LIMIT {SHEET_ROWS}) "
-        "QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY seed) = 1 ORDER BY query_id, prompt_id"
+        f"QUALIFY row_number() OVER (PARTITION BY prompt_id ORDER BY seed) = 1 ORDER BY query_id, {order}, prompt_id"
     ).to_pylist()
     by_query: dict[str, list[LabelledClip]] = {}
     for row in rows:
         frames = platform.videos.get(row["uri"], row["sha256"])
-        by_query.setdefault(row["query"], []).append(LabelledClip(label=row["prompt"], frames=frames))
+        by_query.setdefault(row["query"], []).append(LabelledClip(label=row["label"], frames=frames))
     return contact_sheet([ContactRow(caption=query, clips=clips[:4]) for query, clips in by_query.items()])
 
 
-def video_figures(platform: Platform, videos: str, queries: str) -> dict[str, Any]:
+def video_figures(
+    platform: Platform, videos: str, queries: str, *, label: str = "prompt", order: str = "prompt_id"
+) -> dict[str, Any]:
     """What people look at of a video table."""
     seconds = platform.lake.query(f"SELECT round(avg(seconds_to_render), 3) AS seconds FROM {videos}")
     return {
-        "contact_sheet": sheet(platform, videos, queries),
+        "contact_sheet": sheet(platform, videos, queries, label, order),
         "seconds_a_video": seconds["seconds"][0].as_py() or 0.0,
     }
