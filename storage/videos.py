@@ -99,16 +99,15 @@ class VideoStore:
             raise ValueError(f"{uri[:200]!r} is no uri of a video store (ab/cd/<sha256>.webp)")
         return self.root / uri
 
-    def is_intact(self, uri: str, size: int) -> bool:
-        """Whether the file is there and has its size in bytes: a quick look, without reading it."""
+    def is_intact(self, uri: str, size: int, sha256: str | None = None) -> bool:
+        """Whether the file is there and has its size in bytes: a quick look. With `sha256` it is read, too."""
+        file = self.path(uri)
         try:
-            return self.path(uri).stat().st_size == size
+            if file.stat().st_size != size:
+                return False
+            return sha256 is None or hashlib.sha256(file.read_bytes()).hexdigest() == sha256
         except OSError:
             return False
-
-    def discard(self, uri: str) -> None:
-        """Remove a damaged file, so that its row counts as lost and the next refresh renders it again."""
-        self.path(uri).unlink(missing_ok=True)
 
     def delete_unreferenced(self, uris_in_use: Collection[str], *, older_than_seconds: float = 3600.0) -> int:
         """Remove files that no row refers to, and unfinished ones. How many were removed.

@@ -113,7 +113,7 @@ def build_evaluation(branch: Branch) -> EvaluationBranch:
         recipe=lambda platform: film_recipe(platform, target),
         work=lambda platform, rows: _with_method(rows, film(platform, target, rows)),
         batch_size=lambda platform: platform.profile.refresh.video_batch,
-        lost=lambda platform: lost_videos(platform, videos_table),
+        lost=lambda platform: lost_videos(platform, videos_table, rewards_table),
     )
     rewards = RowStep(
         table=rewards_table,

@@ -8,11 +8,9 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from resources.video_generator import Clip
 from storage.ids import content_id
 from storage.recipe import JSON
 from storage.tables import Table
-from storage.videos import CorruptVideo
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import ContactRow, LabelledClip, contact_sheet
 from vpo_assets.steps import Row
@@ -60,10 +58,16 @@ def film_recipe(platform: Platform, target: str) -> dict[str, JSON]:
     return {"video_generator": dict(platform.video_generators[target].identity())}
 
 
-def lost_videos(platform: Platform, table: Table) -> Collection[str]:
-    """Input ids of rows whose file is gone or cut short: they are rendered again."""
-    rows = platform.lake.read(table, columns=["input_id", "uri", "bytes"]).to_pylist()
-    return [row["input_id"] for row in rows if not platform.videos.is_intact(row["uri"], row["bytes"])]
+def lost_videos(platform: Platform, videos: Table, rewards: Table) -> Collection[str]:
+    """Input ids of rows whose file is gone or damaged: they are rendered again.
+
+    A video that has its reward was read and found whole, so a look at its size is enough; the others are read.
+    """
+    rows = platform.lake.query(
+        "SELECT v.input_id, v.uri, v.bytes, CASE WHEN r.video_id IS NULL THEN v.sha256 END AS sha256 "
+        f"FROM {videos.qualified} AS v LEFT JOIN {rewards.qualified} AS r USING (video_id)"
+    ).to_pylist()
+    return [row["input_id"] for row in rows if not platform.videos.is_intact(row["uri"], row["bytes"], row["sha256"])]
 
 
 def rewarded(videos_table: str, queries_table: str) -> str:
@@ -77,7 +81,7 @@ def rewarded(videos_table: str, queries_table: str) -> str:
 def reward(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
     """The reward model's answers on each row's video, its score, and the share of each dimension."""
     model = platform.video_rewards[target]
-    clips = [_stored_clip(platform, row) for row in rows]
+    clips = [platform.videos.get(row["uri"], row["sha256"]) for row in rows]
     answers = model.answer([row["query"] for row in rows], clips)
     yes = [[answer.yes for answer in one] for one in answers]
     scores, dimensions = model.checklist.score(yes), model.checklist.by_dimension(yes)
@@ -93,15 +97,6 @@ def reward(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
         }
         for i, row in enumerate(rows)
     ]
-
-
-def _stored_clip(platform: Platform, row: Row) -> Clip:
-    """The row's clip. A damaged file is discarded, so that the next refresh of the videos renders it again."""
-    try:
-        return platform.videos.get(row["uri"], row["sha256"])
-    except CorruptVideo:
-        platform.videos.discard(row["uri"])
-        raise
 
 
 def reward_recipe(platform: Platform, target: str) -> dict[str, JSON]:

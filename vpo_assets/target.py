@@ -106,7 +106,7 @@ def build_branch(target: str) -> Branch:
         recipe=lambda platform: film_recipe(platform, target),
         work=lambda platform, rows: film(platform, target, rows),
         batch_size=lambda platform: platform.profile.refresh.video_batch,
-        lost=lambda platform: lost_videos(platform, videos_table),
+        lost=lambda platform: lost_videos(platform, videos_table, rewards_table),
     )
     rewards = RowStep(
         table=rewards_table,

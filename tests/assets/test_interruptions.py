@@ -115,6 +115,12 @@ def test_a_file_of_other_contents_is_named_and_one_row_fails(world: World) -> No
     assert all(row["uri"] in error and "is damaged" in error for error in errors)
     assert len(errors) == 1
 
+    world.renew()
+    healed = world.materialize("shapes/videos", "shapes/video_rewards")
+    assert metadata_of(healed, "shapes/videos")["redone"] >= 1
+    assert metadata_of(healed, "shapes/video_rewards")["failed"] == 0
+    assert not world.rows('SELECT error FROM "lake"."main"."failures"')
+
 
 def test_a_row_that_fails_is_quarantined_named_and_tried_again(world: World) -> None:
     without_videos(world)

@@ -189,13 +189,14 @@ def loss_of(folder: Path, query: str, answer: str) -> float:
 
 @pytest.mark.slow
 def test_sft_learns_resumes_and_says_what_it_did(tmp_path: Path, base: Path) -> None:
-    job = sft_job(tmp_path, base)
+    # Steps enough that the training cannot end before the interruption reaches it.
+    job = sft_job(tmp_path, base, epochs=40, save_every=20)
 
     class Interrupted(Exception):
         pass
 
     def interrupt(figures: dict[str, float]) -> None:
-        if figures["step"] >= 5:
+        if figures["step"] >= 45:
             raise Interrupted
 
     with pytest.raises(Interrupted):
@@ -203,12 +204,12 @@ def test_sft_learns_resumes_and_says_what_it_did(tmp_path: Path, base: Path) -> 
     assert not (job.output / "training.json").exists()
     seen, report = trained("sft", job)
     steps = [figures["step"] for figures in seen if "loss" in figures]
-    assert steps[0] in {3, 5, 6}  # behind the last saved state
-    assert steps == list(range(int(steps[0]), 13))
-    assert {figures["steps"] for figures in seen} == {12}
-    assert (report["examples"], report["too_long"], report["steps"]) == (24, 2, 12)
+    assert steps[0] > 40 and steps[0] % 20 == 1  # behind the last saved state
+    assert steps == list(range(int(steps[0]), 241))
+    assert {figures["steps"] for figures in seen} == {240}
+    assert (report["examples"], report["too_long"], report["steps"]) == (24, 2, 240)
     losses = [entry["loss"] for entry in report["curve"] if "loss" in entry]
-    assert len(losses) == 12  # with those from before the interruption
+    assert len(losses) == 240  # with those from before the interruption
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     for query, answer in (("red", "a red ball"), ("blue", "a blue box")):
         assert loss_of(job.output, query, answer) < 0.7 * loss_of(base, query, answer)

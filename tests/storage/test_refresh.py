@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -133,10 +133,12 @@ def test_any_history_ends_as_if_made_from_scratch(lake: Lake, steps: list[Step])
             continue
         committed = {word for word, recipe in before if recipe == step.recipe.id}
         assert not committed & set(maker.asked), "a row was made twice"
-        assert made(lake, table) == expected(step.words - step.bad, step.recipe)
-        assert set(quarantined(lake, table)) == step.words & step.bad
+        bad = step.bad - committed  # what is made already cannot fail any more
+        assert made(lake, table) == expected(step.words - bad, step.recipe)
+        assert set(quarantined(lake, table)) == step.words & bad
     last = steps[-1]
     if last.dies_after is None:
+        last = replace(last, bad=bad)
         scratch = new_table()
         take(lake, scratch, last, LENIENT)
         assert data_version(lake, table) == data_version(lake, scratch)
