@@ -199,7 +199,7 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(vpo: Vpo) -> None:
 def test_plan_lists_every_asset_upstream_first(vpo: Vpo) -> None:
     result = vpo("plan")
     assert result.exit_code == 0, result.output
-    names = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("│")]
+    names = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
     assert names.index("queries") < names.index("drafts") < names.index("sft_checkpoint")
     assert names.index("shapes/videos") < names.index("shapes/dpo_checkpoint") < names.index("shapes/evaluation")
 

@@ -64,23 +64,26 @@ Target = Annotated[str | None, typer.Option(help="A target of the profile; neede
 @app.command()
 def plan() -> None:
     """Show what a refresh would do, asset by asset, and how long it should take."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
     from vpo_assets.planning import plan_all
 
-    grid = Table()
-    grid.add_column("asset")
-    for name in ("new", "stale", "reused", "removed", "failed", "to do", "time"):
-        grid.add_column(name, justify="right")
-    grid.add_column("why", overflow="fold")
+    grid = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
+    grid.add_column("asset", no_wrap=True)
+    for name in ("new", "stale", "reused", "gone", "failed", "to do", "time"):
+        grid.add_column(name, justify="right", no_wrap=True)
     plans = plan_all(_platform())
     for asset in plans:
         counts = (asset.new, asset.stale, asset.reused, asset.orphaned, asset.failed, asset.todo)
         shown = [f"{count:,}" if count else "·" for count in counts]
-        grid.add_row(asset.asset, *shown, _duration(asset.expected_seconds), _plain(asset.why))
+        grid.add_row(asset.asset, *shown, _duration(asset.expected_seconds))
     console = Console()
     console.print(grid)
+    for asset in plans:
+        if asset.why:
+            console.print(_plain(f"{asset.asset}: {asset.why}"), soft_wrap=True)
     known = sum(asset.expected_seconds or 0 for asset in plans)
     unknown = [asset.asset for asset in plans if asset.todo and asset.expected_seconds is None]
     total = f"{sum(asset.todo for asset in plans):,} to do, expected {_duration(known)}"

@@ -64,7 +64,7 @@ def _row_plan(platform: Platform, step: RowStep) -> AssetPlan:
 
 def _set_plan(step: SetStep) -> AssetPlan:
     name = step.table.label.replace(".", "/")
-    return AssetPlan(name, 0, 0, 0, 0, 0, 0, 0.0, "computed as a whole, writes what differs")
+    return AssetPlan(name, 0, 0, 0, 0, 0, 0, 0.0, "computed as a whole, cheaply; writes what differs")
 
 
 def _training_plan(platform: Platform, training: Training) -> AssetPlan:
