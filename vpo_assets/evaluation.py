@@ -31,16 +31,7 @@ from storage.tables import (
     EVALUATION,
     QUERIES,
 )
-from vpo_assets.filming import (
-    film,
-    film_recipe,
-    filmed,
-    lost_videos,
-    reward,
-    reward_recipe,
-    rewarded,
-    video_figures,
-)
+from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
 from vpo_assets.report_data import write_report
@@ -49,15 +40,7 @@ from vpo_assets.steps import Row, RowStep, SetStep, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
 from vpo_assets.target import Branch
 from vpo_assets.training import Training
-from vpo_assets.writing import (
-    critique_rows,
-    critiqued,
-    few_shot_prompts,
-    few_shot_recipe,
-    judge_recipe,
-    policy_prompts,
-    policy_recipe,
-)
+from vpo_assets.writing import critique_step, few_shot_prompts, few_shot_recipe, policy_prompts, policy_recipe
 
 METHODS = ("original", "few_shot", "sft", "vpo")
 COMPARISONS = (
@@ -93,35 +76,15 @@ def build_evaluation(branch: Branch) -> EvaluationBranch:
         work=lambda platform, rows: _write_prompts(platform, target, training, rows),
         batch_size=lambda platform: platform.profile.refresh.text_batch,
     )
-    critiques = RowStep(
-        table=critiques_table,
-        inputs=lambda _: critiqued(prompts_table.qualified, QUERIES.qualified),
-        recipe=judge_recipe,
-        work=lambda platform, rows: [
-            {**critique, "method": row["method"]}
-            for row, critique in zip(rows, critique_rows(platform, rows), strict=True)
-        ],
-        batch_size=lambda platform: platform.profile.refresh.text_batch,
+    critiques = critique_step(critiques_table, prompts_table)
+    videos = video_step(
+        target,
+        videos_table,
+        rewards_table,
+        f"SELECT prompt_id, query_id, prompt, method FROM {prompts_table.qualified}",
+        lambda platform: platform.target(target).evaluation.seeds_per_prompt,
     )
-    videos = RowStep(
-        table=videos_table,
-        inputs=lambda platform: filmed(
-            f"SELECT prompt_id, query_id, prompt, method FROM {prompts_table.qualified}",
-            platform.target(target).evaluation.seeds_per_prompt,
-            platform.profile.seed,
-        ),
-        recipe=lambda platform: film_recipe(platform, target),
-        work=lambda platform, rows: _with_method(rows, film(platform, target, rows)),
-        batch_size=lambda platform: platform.profile.refresh.video_batch,
-        lost=lambda platform: lost_videos(platform, videos_table, rewards_table),
-    )
-    rewards = RowStep(
-        table=rewards_table,
-        inputs=lambda _: rewarded(videos_table.qualified, QUERIES.qualified),
-        recipe=lambda platform: reward_recipe(platform, target),
-        work=lambda platform, rows: _with_method(rows, reward(platform, target, rows)),
-        batch_size=lambda platform: platform.profile.refresh.video_batch,
-    )
+    rewards = reward_step(target, rewards_table, videos_table)
     figures = SetStep(
         table=EVALUATION.at(target),
         recipe=lambda platform: {"policies": list(_policies(platform, training).values())},
@@ -226,10 +189,6 @@ def _prompts_of(platform: Platform, target: str, training: Training, method: str
     trained = SFT_TRAINING if method == "sft" else training
     sampling = platform.target(target).evaluation.sampling.sampling()
     return policy_prompts(platform, trained.trained(platform), rows, sampling)
-
-
-def _with_method(rows: Sequence[Row], made: Sequence[Row]) -> list[Row]:
-    return [{**one, "method": row["method"]} for row, one in zip(rows, made, strict=True)]
 
 
 def _evaluate(platform: Platform, target: str, training: Training) -> tuple[pa.Table, dict[str, Any]]:

@@ -5,17 +5,41 @@ prompts are filmed.
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from storage.ids import content_id
 from storage.recipe import JSON
-from storage.tables import Table
+from storage.tables import QUERIES, Table
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import ContactRow, LabelledClip, contact_sheet
-from vpo_assets.steps import Row
+from vpo_assets.steps import Row, RowStep
+from vpo_assets.writing import method_of
 
 SHEET_ROWS = 6
+
+
+def video_step(target: str, videos: Table, rewards: Table, prompts: str, seeds: Callable[[Platform], int]) -> RowStep:
+    """The step of a video table: every prompt of a SELECT, filmed with so many seeds."""
+    return RowStep(
+        table=videos,
+        inputs=lambda platform: filmed(prompts, seeds(platform), platform.profile.seed),
+        recipe=lambda platform: film_recipe(platform, target),
+        work=lambda platform, rows: film(platform, target, rows),
+        batch_size=lambda platform: platform.profile.refresh.video_batch,
+        lost=lambda platform: lost_videos(platform, videos, rewards),
+    )
+
+
+def reward_step(target: str, rewards: Table, videos: Table) -> RowStep:
+    """The step of a table of rewards: every video of another table, scored for its query."""
+    return RowStep(
+        table=rewards,
+        inputs=lambda _: rewarded(videos.qualified, QUERIES.qualified),
+        recipe=lambda platform: reward_recipe(platform, target),
+        work=lambda platform, rows: reward(platform, target, rows),
+        batch_size=lambda platform: platform.profile.refresh.video_batch,
+    )
 
 
 def filmed(prompts: str, seeds: int, profile_seed: int) -> str:
@@ -48,6 +72,7 @@ def film(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
                 "seed": row["seed"],
                 "seconds_to_render": seconds,
                 **vars(file),
+                **method_of(row),
             }
         )
     return made
@@ -94,6 +119,7 @@ def reward(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
             "answers": [vars(answer) for answer in answers[i]],
             "score": float(scores[i]),
             "dimensions": [{"dimension": name, "score": float(shares[i])} for name, shares in dimensions.items()],
+            **method_of(row),
         }
         for i, row in enumerate(rows)
     ]

@@ -15,14 +15,7 @@ from vpo_assets.platform import Platform
 from vpo_assets.steps import Row, RowStep, SetStep, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
 from vpo_assets.training import Training, checkpoint_asset
-from vpo_assets.writing import (
-    critique_rows,
-    critiqued,
-    few_shot_prompts,
-    few_shot_recipe,
-    judge_recipe,
-    verdict_counts,
-)
+from vpo_assets.writing import critique_step, few_shot_prompts, few_shot_recipe, verdict_counts
 
 
 def split_queries(split: str, limit: int | None) -> str:
@@ -65,13 +58,7 @@ drafts = row_asset(
     uses_model=True,
 )
 
-DRAFT_CRITIQUES_STEP = RowStep(
-    table=DRAFT_CRITIQUES,
-    inputs=lambda _: critiqued(DRAFTS.qualified, QUERIES.qualified),
-    recipe=judge_recipe,
-    work=critique_rows,
-    batch_size=lambda platform: platform.profile.refresh.text_batch,
-)
+DRAFT_CRITIQUES_STEP = critique_step(DRAFT_CRITIQUES, DRAFTS)
 
 draft_critiques = row_asset(
     DRAFT_CRITIQUES_STEP,

@@ -26,29 +26,13 @@ from storage.tables import (
     VIDEOS,
     Table,
 )
-from vpo_assets.filming import (
-    film,
-    film_recipe,
-    filmed,
-    lost_videos,
-    reward,
-    reward_recipe,
-    rewarded,
-    video_figures,
-)
+from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.sft import SFT_TRAINING, split_queries
 from vpo_assets.steps import Row, RowStep, SetStep, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
 from vpo_assets.training import Training, checkpoint_asset
-from vpo_assets.writing import (
-    critique_rows,
-    critiqued,
-    judge_recipe,
-    policy_prompts,
-    policy_recipe,
-    verdict_counts,
-)
+from vpo_assets.writing import critique_step, policy_prompts, policy_recipe, verdict_counts
 
 
 @dataclass(frozen=True)
@@ -89,32 +73,15 @@ def build_branch(target: str) -> Branch:
         work=lambda platform, rows: _sample(platform, target, rows),
         batch_size=lambda platform: platform.profile.refresh.text_batch,
     )
-    critiques = RowStep(
-        table=critiques_table,
-        inputs=lambda _: critiqued(candidates_table.qualified, QUERIES.qualified),
-        recipe=judge_recipe,
-        work=critique_rows,
-        batch_size=lambda platform: platform.profile.refresh.text_batch,
+    critiques = critique_step(critiques_table, candidates_table)
+    videos = video_step(
+        target,
+        videos_table,
+        rewards_table,
+        f"SELECT prompt_id, query_id, prompt FROM {critiques_table.qualified} WHERE aligned",
+        lambda platform: platform.target(target).seeds_per_prompt,
     )
-    videos = RowStep(
-        table=videos_table,
-        inputs=lambda platform: filmed(
-            f"SELECT prompt_id, query_id, prompt FROM {critiques_table.qualified} WHERE aligned",
-            platform.target(target).seeds_per_prompt,
-            platform.profile.seed,
-        ),
-        recipe=lambda platform: film_recipe(platform, target),
-        work=lambda platform, rows: film(platform, target, rows),
-        batch_size=lambda platform: platform.profile.refresh.video_batch,
-        lost=lambda platform: lost_videos(platform, videos_table, rewards_table),
-    )
-    rewards = RowStep(
-        table=rewards_table,
-        inputs=lambda _: rewarded(videos_table.qualified, QUERIES.qualified),
-        recipe=lambda platform: reward_recipe(platform, target),
-        work=lambda platform, rows: reward(platform, target, rows),
-        batch_size=lambda platform: platform.profile.refresh.video_batch,
-    )
+    rewards = reward_step(target, rewards_table, videos_table)
     pairs = SetStep(
         table=pairs_table,
         recipe=lambda platform: _pairs_recipe(platform, target),

@@ -13,8 +13,9 @@ from resources.language_model import Conversation, Sampling
 from resources.settings import SamplingSettings
 from storage.ids import content_id
 from storage.recipe import JSON
+from storage.tables import QUERIES, Table
 from vpo_assets.platform import Platform
-from vpo_assets.steps import Row, seed_for
+from vpo_assets.steps import Row, RowStep, seed_for
 
 
 def few_shot_prompts(platform: Platform, rows: Sequence[Row]) -> list[str]:
@@ -79,9 +80,26 @@ def critique_rows(platform: Platform, rows: Sequence[Row]) -> list[Row]:
             "verdict": critique.verdict,
             "critique": critique.critique,
             "refined": critique.refined,
+            **method_of(row),
         }
         for row, critique in zip(rows, critiques, strict=True)
     ]
+
+
+def critique_step(critiques: Table, prompts: Table) -> RowStep:
+    """The step of a table of critiques: every prompt of another table, judged against its query."""
+    return RowStep(
+        table=critiques,
+        inputs=lambda _: critiqued(prompts.qualified, QUERIES.qualified),
+        recipe=judge_recipe,
+        work=critique_rows,
+        batch_size=lambda platform: platform.profile.refresh.text_batch,
+    )
+
+
+def method_of(row: Row) -> Row:
+    """The method that a held-out prompt was written by; nothing for the others."""
+    return {"method": row["method"]} if "method" in row else {}
 
 
 def judge_recipe(platform: Platform) -> dict[str, JSON]:
