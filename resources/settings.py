@@ -17,7 +17,7 @@ from pydantic_settings import (
 )
 
 from ml.curation import CurationSettings
-from ml.fine_tuning import DpoSettings, LoraSettings, TrainingSettings
+from ml.fine_tuning import DpoSettings, TrainingSettings
 from ml.preference import PairSettings
 from resources.language_model import Sampling
 from storage.refresh import RefreshConfig
@@ -265,4 +265,4 @@ def _fault(fault: Any) -> str:
     return f"{key} = {str(fault['input'])[:80]!r}: {message}"
 
 
-__all__ = ["LoraSettings", "Profile", "SettingsError", "load_profile"]
+__all__ = ["Profile", "SettingsError", "load_profile"]

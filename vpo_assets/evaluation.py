@@ -31,6 +31,7 @@ from storage.tables import (
     EVALUATION,
     QUERIES,
 )
+from vpo_assets.evaluation_tables import METHODS
 from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
@@ -42,7 +43,6 @@ from vpo_assets.target import Branch
 from vpo_assets.training import Training
 from vpo_assets.writing import critique_step, few_shot_prompts, few_shot_recipe, policy_prompts, policy_recipe
 
-METHODS = ("original", "few_shot", "sft", "vpo")
 COMPARISONS = (
     ("few_shot", "original"),
     ("sft", "original"),

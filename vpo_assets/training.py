@@ -31,9 +31,8 @@ from vpo_assets.metadata import picture
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import curves
 from vpo_assets.steps import own_columns
-from vpo_assets.table_assets import GPU_POOL, OWNERS
+from vpo_assets.table_assets import GPU_POOL, OWNERS, SECONDS_BETWEEN_LINES
 
-SECONDS_BETWEEN_LINES = 5.0
 CURVES = {
     "sft": ("loss", "mean_token_accuracy", "learning_rate"),
     "dpo": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
