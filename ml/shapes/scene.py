@@ -29,6 +29,7 @@ RADIUS = {"small": 9.0, "large": 14.0}
 SIZES = tuple(RADIUS)
 DEFECTS = ("blur", "shake", "flicker", "washed")
 
+POSITION_JITTER = 2.0  # pixels: enough that seeds differ, little enough that outlines are learned in an hour
 GRAYS = {"dark": 28.0, "light": 212.0}
 STRIPES = (60.0, 160.0)
 
@@ -125,8 +126,7 @@ def _path(
 ) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]:
     """Centre (x, y) and radius of the object in every frame, in pixels."""
     time = np.linspace(0, 1, FRAMES)
-    x = np.full(FRAMES, SIDE / 2 + rng.uniform(-5, 5))
-    y = np.full(FRAMES, SIDE / 2 + rng.uniform(-5, 5))
+    x, y = (np.full(FRAMES, SIDE / 2 + rng.uniform(-POSITION_JITTER, POSITION_JITTER)) for _ in range(2))
     radius = np.full(FRAMES, RADIUS[scene.size] + rng.uniform(-0.6, 0.6))
     start, end = 16 + rng.uniform(-1.5, 1.5), 48 + rng.uniform(-1.5, 1.5)
     forward = start + (end - start) * time

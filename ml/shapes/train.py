@@ -10,7 +10,7 @@ import argparse
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ml.shapes import fast_cpu, model
 from ml.shapes.captions import caption
 from ml.shapes.scene import FRAMES, SIDE, Clip, Scene, draw_scene, render
 
+ANGULAR_SHAPES = ("square", "cross")
 COLORFUL = 40  # a pixel whose channels differ by more than this belongs to the object
 
 
@@ -275,11 +276,15 @@ def _object_mask(clips: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class DenoiserSettings:
-    """Settings of the transformer's stage; `object_weight` and the share of very noisy steps stress content."""
+    """Settings of the transformer's stage; `object_weight` and the share of very noisy steps stress content.
+
+    Scenes with an angular outline are drawn `angular_share` times as often as others: corners are learned last.
+    """
 
     steps: int
     batch: int = 16
     object_weight: float = 3.0
+    angular_share: float = 2.0
     high_noise_share: float = 0.5
     high_noise_from: float = 0.75
     unconditional_share: float = 0.1
@@ -300,9 +305,11 @@ def train_denoiser(
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 30)))
 
+    chances = _chances(data.scenes, settings.angular_share)
+
     def loss_of(parallel: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         del step
-        rows = torch.from_numpy(rng.integers(len(data.scenes), size=settings.batch))
+        rows = torch.from_numpy(rng.choice(len(data.scenes), size=settings.batch, p=chances))
         clean = (data.latents[rows].float() * scaling).to(accelerator.device)
         texts = ["" if rng.random() < settings.unconditional_share else caption(data.scenes[i], rng) for i in rows]
         tokens = tokenizer(
@@ -323,6 +330,13 @@ def train_denoiser(
     optimizers = _denoiser_optimizers(module, settings)
     run_stage(accelerator, "denoiser", module, optimizers, schedule, 0.998, work / "denoiser.pt", loss_of)
     return module, scaling
+
+
+def _chances(scenes: Sequence[Scene], angular_share: float) -> NDArray[np.float64]:
+    """How likely each scene is to be drawn, (scenes,), summing to 1."""
+    weights = np.array([angular_share if scene.shape in ANGULAR_SHAPES else 1.0 for scene in scenes])
+    chances: NDArray[np.float64] = weights / weights.sum()
+    return chances
 
 
 def _timesteps(settings: DenoiserSettings, generator: torch.Generator) -> torch.Tensor:
