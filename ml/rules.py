@@ -8,6 +8,7 @@ what a style does to the videos is for video-level feedback to find out. Does no
 import hashlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -17,211 +18,17 @@ from ml.shapes import words as shape_words
 from ml.shapes.captions import DIRECT_OPENINGS, describe
 from ml.shapes.reading import Wish, mentioned, mentions, read_wish
 
-RULES_VERSION = "2"
+RULES_VERSION = "3"
 FEWEST_WORDS = 12
 MOST_WORDS = 150
 FOREIGN_WORDS = 2  # content words beside its details that a query of the shapes world may hold
 LOST_ONE_IN = 10  # of a long query's content words one in ten may be missing; of ten words or fewer, none
 
-# Words that say how somebody asks, or hold a sentence together, and not what the video shows.
 _NOT_CONTENT = frozenset(
-    [
-        "a",
-        "about",
-        "above",
-        "across",
-        "after",
-        "again",
-        "all",
-        "along",
-        "also",
-        "am",
-        "an",
-        "and",
-        "any",
-        "are",
-        "around",
-        "as",
-        "at",
-        "away",
-        "be",
-        "because",
-        "been",
-        "before",
-        "behind",
-        "being",
-        "below",
-        "beside",
-        "between",
-        "both",
-        "but",
-        "by",
-        "came",
-        "can",
-        "clip",
-        "close",
-        "come",
-        "comes",
-        "could",
-        "create",
-        "did",
-        "do",
-        "does",
-        "doing",
-        "done",
-        "down",
-        "during",
-        "each",
-        "either",
-        "else",
-        "etc",
-        "even",
-        "ever",
-        "every",
-        "few",
-        "film",
-        "footage",
-        "for",
-        "from",
-        "further",
-        "generate",
-        "get",
-        "gets",
-        "give",
-        "go",
-        "goes",
-        "going",
-        "got",
-        "had",
-        "has",
-        "have",
-        "he",
-        "her",
-        "here",
-        "him",
-        "his",
-        "how",
-        "i",
-        "if",
-        "im",
-        "in",
-        "inside",
-        "into",
-        "is",
-        "it",
-        "its",
-        "just",
-        "kind",
-        "let",
-        "lets",
-        "like",
-        "make",
-        "makes",
-        "making",
-        "many",
-        "me",
-        "more",
-        "most",
-        "movie",
-        "much",
-        "must",
-        "my",
-        "need",
-        "near",
-        "no",
-        "not",
-        "now",
-        "of",
-        "off",
-        "on",
-        "one",
-        "only",
-        "onto",
-        "or",
-        "other",
-        "our",
-        "out",
-        "outside",
-        "over",
-        "own",
-        "per",
-        "please",
-        "pls",
-        "plz",
-        "put",
-        "scene",
-        "she",
-        "should",
-        "show",
-        "showing",
-        "shows",
-        "shot",
-        "since",
-        "so",
-        "some",
-        "someone",
-        "something",
-        "such",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "thing",
-        "this",
-        "those",
-        "through",
-        "to",
-        "together",
-        "too",
-        "toward",
-        "towards",
-        "under",
-        "until",
-        "up",
-        "upon",
-        "us",
-        "use",
-        "using",
-        "very",
-        "video",
-        "vs",
-        "want",
-        "was",
-        "way",
-        "we",
-        "well",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "while",
-        "who",
-        "whose",
-        "why",
-        "will",
-        "with",
-        "within",
-        "without",
-        "would",
-        "you",
-        "your",
-        "4k",
-        "8k",
-        "hd",
-        "uhd",
-        "hdr",
-        "ultra",
-        "quality",
-        "resolution",
-        "cinematic",
-        "realistic",
-    ]
+    word
+    for line in Path(__file__).with_name("words_of_asking.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+    for word in line.split()
 )
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _ENDINGS = ("ingly", "edly", "ings", "ing", "ies", "ied", "ed", "es", "ly", "s", "e", "y")
@@ -234,7 +41,9 @@ _STYLES = tuple(
 _STYLE = re.compile(
     r"(?<!\w)(?:" + "|".join(re.escape(phrase).replace(r"\ ", r"\s+") for phrase in _STYLES) + r")(?!\w)", re.IGNORECASE
 )
-_ENOUGH_LIGHT = "The whole scene is in clear view from the first moment to the last."
+_NOTHING_HIDDEN = "The whole scene is in clear view from the first moment to the last."
+_WHOLE = re.compile(r"""[.!?…][\s"'”’)\]]*$""")
+_SENTENCE_END = re.compile(r"""(?<=[.!?…])["'”’)\]]*\s+""")
 
 
 @dataclass(frozen=True)
@@ -299,7 +108,7 @@ def refine(query: str, prompt: str) -> str:
     if missing:
         refined += f" It also shows: {', '.join(missing)}."
     if len(_WORD.findall(refined)) < FEWEST_WORDS:
-        refined += f" {_ENOUGH_LIGHT}"
+        refined += f" {' '.join(shape_words.ALONE) if wish.details else _NOTHING_HIDDEN}"
     return remove_unsafe(" ".join(refined.split()))  # words of a query may be harmless apart and not side by side
 
 
@@ -354,6 +163,8 @@ def _shortcomings(prompt: str) -> list[str]:
         remarks.append("begins with an introduction")
     if "\n" in prompt.strip():
         remarks.append("is not one paragraph")
+    if _breaks_off(prompt):
+        remarks.append("breaks off in the middle of a sentence")
     if _repeats(prompt):
         remarks.append("repeats itself")
     return remarks
@@ -378,8 +189,19 @@ def _repeats(prompt: str) -> bool:
     return any(runs.count(run) >= 3 for run in set(runs))
 
 
+def _breaks_off(prompt: str) -> bool:
+    """True for a prompt of a sentence or more whose last one has no end: its writer ran out of tokens."""
+    return bool(_SENTENCE_END.search(prompt)) and not _WHOLE.search(prompt)
+
+
+def _whole_sentences(prompt: str) -> str:
+    """Without the sentence in which a prompt breaks off."""
+    return prompt[: [end.start() for end in _SENTENCE_END.finditer(prompt)][-1]] if _breaks_off(prompt) else prompt
+
+
 def _mended(query: str, prompt: str) -> str:
     """The better of draft and query as a start: the draft, unless it lost most of the query or is not usable."""
+    prompt = _whole_sentences(prompt)
     content = _content_words(query)
     lost = len(_missing_words(query, prompt))
     usable = prompt and not is_refusal(prompt) and not _repeats(prompt) and len(_WORD.findall(prompt)) <= MOST_WORDS

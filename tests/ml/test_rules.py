@@ -49,6 +49,7 @@ FLAWS = {
     "too short": (QUERY, "A red ring moves to the right, dark background.", "imprecise", "not descriptive"),
     "too long": (QUERY, f"{PROMPT} {LONG}", "imprecise", "needlessly long"),
     "repetition": (QUERY, " ".join([PROMPT] * 3), "imprecise", "repeats itself"),
+    "cut off": (QUERY, f"{PROMPT} It keeps its red colour in", "imprecise", "breaks off"),
     "several paragraphs": (QUERY, PROMPT.replace(". It", ".\n\nIt"), "imprecise", "not one paragraph"),
 }
 
@@ -107,12 +108,12 @@ def test_the_unsafe_part_of_a_query_need_not_be_kept() -> None:
 
 def test_a_detail_that_nobody_asked_for_may_be_added() -> None:
     assert critique(
-        "scarlet box sits parked", f"A small red square stays still on a dark background. {LONG[:60]}"
+        "scarlet box sits parked", f"A small red square stays still on a dark background. {LONG[:59]}."
     ).aligned
 
 
 @pytest.mark.parametrize("phrase", STYLES)
-@pytest.mark.parametrize("flaw", ["none", *sorted(FLAWS.keys() - {"empty", "too short"})])  # these lack just words
+@pytest.mark.parametrize("flaw", ["none", *sorted(FLAWS.keys() - {"empty", "too short", "cut off"})])  # these lack just words
 def test_style_is_none_of_the_judges_business(flaw: str, phrase: str) -> None:
     query, prompt, _, _ = FLAWS[flaw] if flaw != "none" else (QUERY, PROMPT, "", "")
     before, after = critique(query, prompt), critique(query, f"{prompt} Shot with {phrase}.")
