@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.content import data_version
 from storage.ids import content_id
@@ -40,6 +41,7 @@ __all__ = [
     "RefreshError",
     "RefreshFailed",
     "Report",
+    "StopRefresh",
     "data_version",
     "plan",
     "rebuild",
@@ -61,10 +63,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What the function made of a batch: one output row (with input_id) or one Failure per input row."""
+    """What the function made of a batch: one output row (with input_id) or one Failure per input row.
+
+    Where it had to stop in the middle, `stopped` says why, and the rows that it did not come to are missing.
+    """
 
     rows: pa.Table
     failures: Sequence[Failure] = ()
+    stopped: str | None = None
 
 
 BatchFunction: TypeAlias = Callable[[pa.Table], BatchResult]
@@ -111,6 +117,11 @@ class RefreshFailed(Exception):
         )
 
 
+class StopRefresh(Exception):
+    """Raised by a function: it cannot go on, and no row is to blame (a server is gone, a budget is spent). Nothing
+    is quarantined; what was committed stays, and the next refresh does the rest."""
+
+
 @dataclass(frozen=True)
 class Guarded:
     """A batch function that quarantines: when a batch raises, its rows are tried one by one, so that only the
@@ -121,14 +132,18 @@ class Guarded:
     def __call__(self, batch: pa.Table) -> BatchResult:
         try:
             return self.function(batch)
+        except StopRefresh:
+            raise
         except Exception as error:
             if batch.num_rows == 1:
                 return BatchResult(batch.slice(0, 0), [Failure(batch["input_id"][0].as_py(), _described(error))])
         results = [self(batch.slice(index, 1)) for index in range(batch.num_rows)]
+        stopped = next((result.stopped for result in results if result.stopped), None)
         rows = [result.rows for result in results if result.rows.num_rows]
         return BatchResult(
             pa.concat_tables(rows, promote_options="permissive") if rows else batch.slice(0, 0),
             [failure for result in results for failure in result.failures],
+            stopped,
         )
 
 
@@ -212,9 +227,14 @@ class _Work:
             if self._outstanding.isdisjoint(batch["input_id"].to_pylist()):
                 continue  # a mapper may deliver a batch twice, say after a worker's death; once is enough
             rows = self._checked(batch, result)
-            self._commit(batch, rows, result.failures)
+            self._commit(_answered(batch, result) if result.stopped else batch, rows, result.failures)
             self.seconds = time.monotonic() - self._started
             progress(Progress(self.done, total, len(self.failures), self.seconds))
+            if result.stopped:
+                raise StopRefresh(
+                    f"table {self.table.label}: stopped with {self.done} of {total} rows done: {result.stopped} "
+                    "What is done is kept, and the next refresh does the rest."
+                )
         if self._outstanding:
             raise RefreshError(
                 f"table {self.table.label}: the mapper ended without a result for {_some(sorted(self._outstanding))}"
@@ -237,7 +257,7 @@ class _Work:
         made = rows["input_id"].to_pylist() if rows.num_rows else []
         answered = [*made, *(failure.input_id for failure in result.failures)]
         invented = sorted({str(id_) for id_ in answered} - asked)
-        forgotten = sorted(asked - set(answered))
+        forgotten = [] if result.stopped else sorted(asked - set(answered))
         repeated = sorted(id_ for id_, times in Counter(answered).items() if times > 1 and id_ in asked)
         for what, ids in (("invented", invented), ("forgot", forgotten), ("repeated", repeated)):
             if ids:
@@ -419,6 +439,13 @@ class _Work:
             [self.table.label, self.recipe.id, self.config.max_attempts],
         )
         return int(rows["n"][0].as_py())
+
+
+def _answered(batch: pa.Table, result: BatchResult) -> pa.Table:
+    """The input rows that have a row or a failure."""
+    made = result.rows["input_id"].to_pylist() if result.rows.num_rows else []
+    answered = pa.array([*made, *(failure.input_id for failure in result.failures)], pa.string())
+    return batch.filter(pc.is_in(batch["input_id"], value_set=answered))
 
 
 def _described(error: Exception) -> str:

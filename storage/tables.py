@@ -129,6 +129,13 @@ _SEED = Column("seed", WHOLE, "Random seed of the video.", nullable=False)
 _METHOD = Column("method", TEXT, "original, few_shot, sft or vpo.", nullable=False)
 _MESSAGES = Column("messages", MESSAGES, "The conversation up to the answer, as TRL wants it.", nullable=False)
 
+# What a language model used up; it may count otherwise on another day, so it is no part of the content.
+_USAGE = (
+    Column("prompt_tokens", WHOLE, "Tokens that the language model read; null without one.", measured=True),
+    Column("new_tokens", WHOLE, "Tokens that it wrote; null without one.", measured=True),
+)
+_CUT = Column("cut", YES_NO, "The model ran out of tokens before its prompt was at an end; null without a model.")
+
 _CRITIQUE = (
     _key("prompt_id", "The criticised prompt."),
     _QUERY_ID,
@@ -140,6 +147,7 @@ _CRITIQUE = (
     Column("verdict", TEXT, "aligned, unsafe, imprecise or refusal."),
     Column("critique", TEXT, "What the judge found."),
     Column("refined", TEXT, "The prompt with the flaws removed; null when aligned."),
+    *_USAGE,
 )
 
 _VIDEO = (
@@ -223,7 +231,7 @@ QUERIES = Table(
 DRAFTS = Table(
     "drafts",
     "prompt_id",
-    (_key("prompt_id", "Content id of the draft."), _QUERY_ID, _PROMPT),
+    (_key("prompt_id", "Content id of the draft."), _QUERY_ID, _PROMPT, _CUT, *_USAGE),
     "Few-shot drafts: a detailed prompt for each query of the SFT split.",
 )
 DRAFT_CRITIQUES = Table(
@@ -270,6 +278,8 @@ CANDIDATES = Table(
         Column("k", WHOLE, "Number of the candidate within its query, from 0.", nullable=False),
         Column("policy", TEXT, "Checkpoint it was sampled from."),
         _PROMPT,
+        _CUT,
+        *_USAGE,
     ),
     "Candidate prompts sampled from the policy.",
 )
@@ -310,6 +320,8 @@ EVAL_PROMPTS = Table(
         _METHOD,
         Column("policy", TEXT, "Checkpoint that wrote it; null for original."),
         _PROMPT,
+        _CUT,
+        *_USAGE,
     ),
     "Prompts of every method for the held-out queries.",
 )

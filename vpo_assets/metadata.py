@@ -34,8 +34,8 @@ def column_schema(table: Table) -> TableSchema:
     )
 
 
-def table_metadata(platform: Platform, table: Table, report: Report) -> dict[str, Any]:
-    """Counts of a refresh, where the table is, and its first rows."""
+def table_metadata(platform: Platform, table: Table, report: Report, run_id: str) -> dict[str, Any]:
+    """Counts of a refresh, where the table is, what its language model used up in this run, and its first rows."""
     return {
         "dagster/row_count": report.total,
         "dagster/column_schema": column_schema(table),
@@ -50,8 +50,19 @@ def table_metadata(platform: Platform, table: Table, report: Report) -> dict[str
         "seconds": round(report.seconds, 2),
         "rows_per_second": round(report.rows_per_second or 0.0, 2),
         "snapshot": report.snapshot,
+        **usage(platform, table, run_id),
         "preview": MetadataValue.md(preview(platform, table)),
     }
+
+
+def usage(platform: Platform, table: Table, run_id: str) -> dict[str, int]:
+    """Tokens that a run's rows cost, where the table has them."""
+    counted = [column.name for column in table.columns if column.name in ("prompt_tokens", "new_tokens")]
+    if not counted:
+        return {}
+    sums = ", ".join(f"coalesce(sum({quoted(name)}), 0)::BIGINT AS {quoted(name)}" for name in counted)
+    (row,) = platform.lake.query(f"SELECT {sums} FROM {table.qualified} WHERE run_id = ?", [run_id]).to_pylist()
+    return {name: int(row[name]) for name in counted}
 
 
 def preview(platform: Platform, table: Table) -> str:

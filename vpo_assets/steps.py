@@ -6,19 +6,25 @@ particular step (prompts.py, sft.py, target.py, evaluation.py) or Dagster (table
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 
+from resources.outcome import Failed, Outcome, Skipped
 from storage.ids import content_id
 from storage.plan import Plan
 from storage.recipe import JSON
-from storage.refresh import BatchResult, Progress, Recipe, RefreshConfig, Report, plan, rebuild, refresh
+from storage.refresh import BatchResult, Failure, Progress, Recipe, RefreshConfig, Report, plan, rebuild, refresh
 from storage.tables import LINEAGE_NAMES, Table
 from vpo_assets.platform import Platform
 
 Row: TypeAlias = dict[str, Any]
 """One row of a table as a dict from column to value."""
+
+T = TypeVar("T")
+
+Made: TypeAlias = Outcome[Row]
+"""What a step made of one input row: a row, or why there is none."""
 
 
 def no_lost_rows(platform: Platform) -> Collection[str]:
@@ -32,13 +38,14 @@ class RowStep:
     """A step that makes its rows one by one: each input row gives one output row, now or never again.
 
     `inputs` is a SELECT over the lake with a column input_id; `recipe` is everything besides the input row that
-    decides the result; `work` maps input rows to output rows, in order, without lineage columns.
+    decides the result; `work` maps input rows to output rows, in order, without lineage columns, or says why a row
+    has none.
     """
 
     table: Table
     inputs: Callable[[Platform], str | pa.Table]
     recipe: Callable[[Platform], Mapping[str, JSON]]
-    work: Callable[[Platform, Sequence[Row]], Sequence[Row]]
+    work: Callable[[Platform, Sequence[Row]], Sequence[Made]]
     batch_size: Callable[[Platform], int]
     code_version: str = "1"
     lost: Callable[[Platform], Collection[str]] = no_lost_rows
@@ -66,9 +73,11 @@ class RowStep:
 
         def work(batch: pa.Table) -> BatchResult:
             inputs = batch.to_pylist()
-            outputs = self.work(platform, inputs)
-            rows = [{**output, "input_id": row["input_id"]} for row, output in zip(inputs, outputs, strict=True)]
-            return BatchResult(pa.Table.from_pylist(rows, schema=columns))
+            outcomes = list(zip(inputs, self.work(platform, inputs), strict=True))
+            rows = [{**made, "input_id": row["input_id"]} for row, made in outcomes if isinstance(made, dict)]
+            failures = [Failure(row["input_id"], made.reason) for row, made in outcomes if isinstance(made, Failed)]
+            stopped = next((made.reason for _, made in outcomes if isinstance(made, Skipped)), None)
+            return BatchResult(pa.Table.from_pylist(rows, schema=columns), failures, stopped)
 
         try:
             return refresh(
@@ -104,6 +113,14 @@ class SetStep:
         rows, figures = self.work(platform)
         recipe = Recipe({"code": self.code_version, **self.recipe(platform)})
         return rebuild(platform.lake, self.table, rows, recipe, run_id=run_id), figures
+
+
+def joined(rows: Sequence[Row], outcomes: Sequence[Outcome[T]], make: Callable[[Row, T], Row]) -> list[Made]:
+    """A row for each input row whose outcome is a result; the others stay what they are."""
+    return [
+        outcome if isinstance(outcome, Failed | Skipped) else make(row, outcome)
+        for row, outcome in zip(rows, outcomes, strict=True)
+    ]
 
 
 def own_columns(table: Table, rows: Sequence[Row]) -> pa.Table:

@@ -86,7 +86,7 @@ def row_asset(
     ) -> MaterializeResult[Any]:
         options = config.refresh_config(platform, step.batch_size(platform))
         report = step.refresh(platform, options, context.run_id, _progress_lines(context, step.table))
-        metadata = table_metadata(platform, step.table, report)
+        metadata = table_metadata(platform, step.table, report, context.run_id)
         if figures is not None:
             metadata |= figures_metadata(figures(platform))
         return MaterializeResult(metadata=metadata, data_version=DataVersion(report.data_version))
@@ -111,7 +111,7 @@ def set_asset(
     )
     def materialize(context: AssetExecutionContext, platform: ResourceParam[Platform]) -> MaterializeResult[Any]:
         report, figures = step.rebuild(platform, context.run_id)
-        metadata = table_metadata(platform, step.table, report) | dict(figures_metadata(figures))
+        metadata = table_metadata(platform, step.table, report, context.run_id) | dict(figures_metadata(figures))
         return MaterializeResult(metadata=metadata, data_version=DataVersion(report.data_version))
 
     return materialize

@@ -28,6 +28,7 @@ from storage.refresh import (
     RefreshError,
     RefreshFailed,
     Report,
+    StopRefresh,
     data_version,
     plan,
     rebuild,
@@ -378,6 +379,38 @@ def test_bad_settings_and_tables_are_named(lake: Lake) -> None:
             RefreshConfig(**wrong)
     with pytest.raises(RefreshError, match="no lineage"):
         plan(lake, RAW_PROMPTS, inputs_of("a"), A, LENIENT)
+
+
+def test_a_function_that_stops_keeps_what_is_done_and_blames_no_row(lake: Lake) -> None:
+    table, maker = new_table(), Maker(A, "b", raises=False)
+
+    def stopping(batch: pa.Table) -> BatchResult:
+        """The budget lasts for the first two rows of the second batch."""
+        if "d" not in batch["input_id"].to_pylist():
+            return maker(batch)
+        result = maker(batch.slice(0, 2))
+        return BatchResult(result.rows, result.failures, stopped="the budget is spent.")
+
+    words = list("abcdef")
+    with pytest.raises(StopRefresh, match=r"stopped with 5 of 6 rows done: the budget is spent\. What is done is kept"):
+        refresh(lake, table, inputs_of(words), A, stopping, LENIENT, run_id="one")
+    assert made(lake, table) == expected("acde", A)
+    assert quarantined(lake, table) == {"b": 1}
+    report = refresh(lake, table, inputs_of(words), A, Maker(A), LENIENT, run_id="two")
+    assert (report.new, report.reused) == (2, 4)
+    assert made(lake, table) == expected(words, A)
+
+
+def test_an_outage_that_no_row_is_to_blame_for_quarantines_nothing(lake: Lake) -> None:
+    table = new_table()
+
+    def unreachable(batch: pa.Table) -> BatchResult:
+        raise StopRefresh("nobody answers at http://127.0.0.1:1")
+
+    with pytest.raises(StopRefresh, match="nobody answers"):
+        refresh(lake, table, inputs_of(list("abc")), A, unreachable, LENIENT, run_id="one")
+    assert not made(lake, table)
+    assert not quarantined(lake, table)
 
 
 def test_interruption_passes_through_and_leaves_no_failure(lake: Lake) -> None:
