@@ -5,10 +5,11 @@ belong here: making anything from them; every backend does that beside its own c
 """
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,24 +20,38 @@ from pydantic_settings import (
 from ml.curation import CurationSettings
 from ml.fine_tuning import DpoSettings, TrainingSettings
 from ml.preference import PairSettings
-from resources.language_model import Sampling
+from resources.backend_settings import (
+    BACKENDS,
+    EndpointModelSettings,
+    JudgeSettings,
+    LanguageModelSettings,
+    PixelRewardSettings,
+    PolicySettings,
+    RulesJudgeSettings,
+    SamplingSettings,
+    Section,
+    TransformersModelSettings,
+    VideoGeneratorSettings,
+    VideoRewardSettings,
+)
 from storage.refresh import RefreshConfig
 
 PROFILES = Path(__file__).parent / "profiles"
 CHECKOUT = Path(__file__).parent.parent
 BUNDLED = "bundled"
-EMBEDDED = "embedded"
+PLAIN_KINDS = frozenset({"int", "float", "str", "bool"})
+SECTION_NAMES = frozenset({section.__name__ for section in Section.__subclasses__()})
+CHOSEN_BY_BACKEND = frozenset({"language_model", "policy", "judge", "video_generator", "video_reward"})
 NOT_SETTINGS = frozenset({"VPO_PROFILE", "VPO_SHARED_DATA", "VPO_DEBUG", "VPO_SCREENSHOTS"})
+
+
+PAPER_SFT = TrainingSettings(learning_rate=2e-6, epochs=5, batch_size=16, micro_batch_size=2)
+PAPER_DPO = DpoSettings(learning_rate=5e-7, schedule="linear", batch_size=16, micro_batch_size=2)
+"""The paper's trainings, which are the defaults: arXiv 2503.20491, and docs/training.md."""
 
 
 class SettingsError(ValueError):
     """Settings that cannot be used: one line a fault, with the key, the value, and what is allowed."""
-
-
-class Section(BaseModel):
-    """A part of the profile: unknown keys are errors, and nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _target_name(name: str) -> str:
@@ -48,34 +63,11 @@ def _target_name(name: str) -> str:
 TargetName = Annotated[str, AfterValidator(_target_name)]
 
 
-class SamplingSettings(Section):
-    """How a language model draws its answers."""
-
-    temperature: float = Field(0.7, ge=0, le=5)
-    top_p: float = Field(1.0, gt=0, le=1)
-    max_new_tokens: int = Field(96, ge=1)
-
-    def sampling(self) -> Sampling:
-        """The same as a language model takes it."""
-        return Sampling(self.temperature, self.top_p, self.max_new_tokens)
-
-
 class QueriesSettings(Section):
     """Where queries come from, and how they are curated."""
 
     files: list[str] = Field(default=[BUNDLED], description="query files; `bundled` is the shapes world's own")
     curation: CurationSettings = CurationSettings()
-
-
-class LanguageModelSettings(Section):
-    """The language model that drafts, and that SFT starts from."""
-
-    backend: Literal["transformers"] = "transformers"
-    model: str = Field(EMBEDDED, description="a folder or hub name; `embedded` is SmolLM2-135M-Instruct")
-    revision: str | None = None
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    batch_size: int = Field(32, ge=1)
 
 
 class DraftSettings(Section):
@@ -85,31 +77,6 @@ class DraftSettings(Section):
     shots: int = Field(5, ge=0)
     limit: int | None = Field(None, ge=1, description="draft for so many queries at most")
     sampling: SamplingSettings = SamplingSettings()
-
-
-class JudgeSettings(Section):
-    """Text-level feedback."""
-
-    backend: Literal["rules"] = "rules"
-
-
-class VideoGeneratorSettings(Section):
-    """The target video model. `arguments` go to the pipeline's call as they are (frames, size, steps, ...)."""
-
-    backend: Literal["diffusers"] = "diffusers"
-    model: str = Field(description="a folder or hub name of a diffusers pipeline; `embedded` is the shapes model")
-    revision: str | None = None
-    device: str = "auto"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_size: int = Field(1, ge=1)
-    fps: float = Field(8.0, gt=0, lt=1000)
-    arguments: dict[str, int | float | str | bool] = {}
-
-
-class VideoRewardSettings(Section):
-    """Video-level feedback."""
-
-    backend: Literal["pixels"] = "pixels"
 
 
 class CandidateSettings(Section):
@@ -133,11 +100,11 @@ class TargetSettings(Section):
     """One target video model and everything that is done for it."""
 
     video_generator: VideoGeneratorSettings
-    video_reward: VideoRewardSettings = VideoRewardSettings()
+    video_reward: VideoRewardSettings = PixelRewardSettings()
     candidates: CandidateSettings = CandidateSettings()
     seeds_per_prompt: int = Field(1, ge=1, description="videos a candidate; more make the reward less noisy")
     pairs: PairSettings = PairSettings()
-    dpo: DpoSettings = DpoSettings(learning_rate=5e-7, schedule="linear")
+    dpo: DpoSettings = PAPER_DPO
     evaluation: EvaluationSettings = EvaluationSettings()
 
 
@@ -162,11 +129,57 @@ class ComputeSettings(Section):
     backend: Literal["local"] = "local"
 
 
+ACCELERATE_CONFIGS = PROFILES / "accelerate"
+LAUNCHES = ("none", "single", "ddp", "fsdp", "zero3")
+ONE_PROCESS = frozenset({"none", "single"})
+
+
+def _launch(name: str) -> str:
+    if name not in LAUNCHES and Path(name).suffix not in (".yaml", ".yml", ".json"):
+        raise ValueError(
+            f"must be one of {', '.join(LAUNCHES)}, or the path of an accelerate config (.yaml, .yml or .json)"
+        )
+    return name
+
+
+def _processes(number: object) -> object:
+    if number == "auto" or (isinstance(number, int) and not isinstance(number, bool) and number >= 1):
+        return number
+    if isinstance(number, str) and number.isdecimal() and int(number) >= 1:  # the environment knows text only
+        return int(number)
+    raise ValueError("must be auto or a whole number from 1")
+
+
 class TrainerSettings(Section):
-    """How training processes are started. `launch` are arguments of `accelerate launch`; none: one process."""
+    """How training processes are started."""
 
     backend: Literal["trl"] = "trl"
-    launch: list[str] = []
+    accelerate: Annotated[str, AfterValidator(_launch)] = Field(
+        "none",
+        description="none: one plain process; by `accelerate launch`: single, ddp (a copy of the model a GPU), fsdp or "
+        "zero3 (the model split over the GPUs), or the path of your own accelerate config",
+    )
+    processes: Annotated[Literal["auto"] | int, BeforeValidator(_processes)] = Field(
+        "auto", description="processes that train; auto: one for each GPU that can be seen"
+    )
+    launch: tuple[str, ...] = Field((), description="more arguments of `accelerate launch`")
+
+    @model_validator(mode="after")
+    def _one_means_one(self) -> "TrainerSettings":
+        if self.accelerate in ONE_PROCESS and not self.launch and self.processes not in ("auto", 1):
+            raise ValueError(
+                f"accelerate: {self.accelerate} is one process, not {self.processes}: choose ddp, fsdp or zero3"
+            )
+        return self
+
+    @property
+    def accelerate_config(self) -> Path | None:
+        """The file that `accelerate launch` is given; None where it is given none."""
+        if self.accelerate == "none":
+            return None
+        if self.accelerate in LAUNCHES:
+            return ACCELERATE_CONFIGS / f"{self.accelerate}.yaml"
+        return Path(self.accelerate).expanduser()
 
 
 class Profile(BaseSettings):
@@ -184,14 +197,29 @@ class Profile(BaseSettings):
     seed: int = 0
     templates: Path | None = Field(None, description="folder whose *.txt files replace the templates of that name")
     queries: QueriesSettings = QueriesSettings()
-    language_model: LanguageModelSettings = LanguageModelSettings()
+    language_model: LanguageModelSettings = Field(TransformersModelSettings(), description="writes the drafts")
+    policy: PolicySettings | None = Field(None, description="is fine-tuned; none: the same as language_model")
     drafts: DraftSettings = DraftSettings()
-    judge: JudgeSettings = JudgeSettings()
-    sft: TrainingSettings = TrainingSettings(learning_rate=2e-6, epochs=5)
+    judge: JudgeSettings = RulesJudgeSettings()
+    sft: TrainingSettings = PAPER_SFT
     targets: dict[TargetName, TargetSettings] = Field(min_length=1)
     trainer: TrainerSettings = TrainerSettings()
     compute: ComputeSettings = ComputeSettings()
     refresh: RefreshSettings = RefreshSettings()
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> "Profile":
+        if self.policy is None and isinstance(self.language_model, EndpointModelSettings):
+            raise ValueError("language_model is an endpoint, which cannot be fine-tuned: name a model in policy")
+        return self
+
+    @property
+    def trained_model(self) -> PolicySettings:
+        """The model that SFT starts from, and how its checkpoints write."""
+        if self.policy is not None:
+            return self.policy
+        assert not isinstance(self.language_model, EndpointModelSettings)
+        return self.language_model
 
     @classmethod
     def settings_customise_sources(
@@ -223,7 +251,7 @@ def load_profile(name_or_path: str | None = None) -> Profile:
     try:
         profile = Profile()
     except ValidationError as error:
-        lines = [f"{file.name}: {_fault(fault)}" for fault in error.errors()]
+        lines = [f"{file.name}: {line}" for line in _lines(error.errors())]
         raise SettingsError("\n".join(lines)) from None
     except Exception as error:
         raise SettingsError(f"{file}: cannot be read: {error}") from error
@@ -254,15 +282,67 @@ def _refuse_unknown_variables() -> None:
             )
 
 
-def _fault(fault: Any) -> str:
-    """One line about one fault, whatever pydantic found. Values are cut, and never shown where keys may stand."""
-    key = ".".join(str(part) for part in fault["loc"]) or "profile"
+def _lines(faults: Sequence[Any]) -> Iterator[str]:
+    """One line for each fault. A value that may be of several kinds is one fault, not one for each kind."""
+    several: dict[tuple[int | str, ...], list[Any]] = {}
+    for fault in faults:
+        choice = _choice(fault["loc"])
+        several.setdefault(fault["loc"] if choice is None else choice, []).append(fault)
+    for location, alike in several.items():
+        inside = [fault for fault in alike if _choice(fault["loc"]) is None or len(fault["loc"]) > len(location) + 1]
+        if inside:
+            yield from (_fault(fault, _key_of(fault["loc"]), _message(fault)) for fault in inside)
+        else:
+            kinds = " or ".join(dict.fromkeys(_message(fault).removeprefix("must be ") for fault in alike))
+            yield _fault(alike[0], _key_of(location), f"must be {kinds}")
+
+
+def _fault(fault: Any, key: str, message: str) -> str:
+    """One line about one fault, whatever pydantic found. Values are cut; whole sections are not shown."""
     if fault["type"] == "missing":
         return f"{key} is missing"
     if fault["type"] == "extra_forbidden":
         return f"{key} is no setting"
-    message = fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if fault["type"] == "union_tag_not_found":
+        return f"{key}.backend is empty: name a backend"
+    if fault["type"] == "union_tag_invalid":
+        return f"{key}.backend = {str(fault['ctx']['tag'])[:80]!r}: {message}"
+    if isinstance(fault["input"], dict) and fault["input"]:
+        return f"{key}: {message}" if fault["loc"] else message
     return f"{key} = {str(fault['input'])[:80]!r}: {message}"
+
+
+def _message(fault: Any) -> str:
+    """What is wrong, in the words of a profile."""
+    if fault["type"] == "union_tag_invalid":
+        return f"must be {str(fault['ctx']['expected_tags']).replace(', ', ' or ')}"
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return "must be a section with keys of its own"
+    if fault["type"] == "path_type":
+        return "must be a path"
+    return str(fault["msg"].removeprefix("Value error, ").replace("Input should be", "must be"))
+
+
+def _choice(location: tuple[int | str, ...]) -> tuple[int | str, ...] | None:
+    """The location of a value of several kinds, where pydantic names the kind that it tried after it."""
+    for i, part in enumerate(location):
+        name = str(part)
+        last = i == len(location) - 1
+        if "[" in name or name in SECTION_NAMES or (last and i > 0 and name in PLAIN_KINDS):
+            return location[:i]
+    return None
+
+
+def _key_of(location: tuple[int | str, ...]) -> str:
+    """The key as it stands in the file: where a backend or a kind was chosen, its name is no part of the key."""
+    choice = _choice(location)
+    if choice is not None:
+        location = (*choice, *location[len(choice) + 1 :])
+    parts = [str(part) for part in location]
+    kept = [
+        part for i, part in enumerate(parts) if i == 0 or part not in BACKENDS or parts[i - 1] not in CHOSEN_BY_BACKEND
+    ]
+    return ".".join(kept) or "profile"
 
 
 __all__ = ["Profile", "SettingsError", "load_profile"]

@@ -6,11 +6,13 @@ Belongs here: the interface `VideoReward` and its backends. Does not belong here
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ml.checklist import Checklist
+from resources.backend_settings import PixelRewardSettings, VideoRewardSettings, VlmRewardSettings
 from resources.language_model import Identity
-from resources.settings import VideoRewardSettings
+from resources.outcome import Outcome
 from resources.video_generator import Clip
 
 
@@ -26,14 +28,20 @@ class Answer:
 class VideoReward(Protocol):
     """Answers every question of its checklist about a video. It sees the user's query, never the prompt."""
 
-    checklist: Checklist
+    @property
+    def checklist(self) -> Checklist:
+        """The questions, in the order of the answers."""
+        ...
 
     def identity(self) -> Identity:
         """What decides its answers: part of the recipe of every reward."""
         ...
 
-    def answer(self, queries: Sequence[str], clips: Sequence[Clip]) -> list[list[Answer]]:
-        """For every pair of query and clip, in order, one answer a question, in the checklist's order."""
+    def answer(self, queries: Sequence[str], clips: Sequence[Clip]) -> list[Outcome[list[Answer]]]:
+        """For every pair of query and clip, in order, one answer a question, in the checklist's order.
+
+        An answer that is neither yes nor no leaves the whole clip without answers: it is a Failed outcome.
+        """
         ...
 
     def close(self) -> None:
@@ -52,11 +60,11 @@ class PixelReward:
     def identity(self) -> Identity:
         return {"backend": "pixels", "checklist": self.checklist.name, "version": self.checklist.version}
 
-    def answer(self, queries: Sequence[str], clips: Sequence[Clip]) -> list[list[Answer]]:
+    def answer(self, queries: Sequence[str], clips: Sequence[Clip]) -> list[Outcome[list[Answer]]]:
         from ml.rules import wish_of
         from ml.shapes.pixels import answers, measure
 
-        all_answers = []
+        all_answers: list[Outcome[list[Answer]]] = []
         for query, clip in zip(queries, clips, strict=True):
             found = answers(measure(clip), wish_of(query))
             all_answers.append([Answer(name, found[name], float(found[name])) for name in self.checklist.ids])
@@ -66,7 +74,17 @@ class PixelReward:
         """Nothing to free."""
 
 
-def build_video_reward(settings: VideoRewardSettings) -> VideoReward:
-    """The reward model that the profile names for a target."""
-    del settings  # one backend so far
-    return PixelReward()
+def build_video_reward(settings: VideoRewardSettings, *, fps: float = 8.0, folder: Path | None = None) -> VideoReward:
+    """The reward model that the profile names for a target.
+
+    `fps` is the pace of the target's clips; `folder` is where clips are laid out for a server on the same disk.
+    """
+    if isinstance(settings, PixelRewardSettings):
+        return PixelReward()
+    if isinstance(settings, VlmRewardSettings):
+        from resources.vlm_reward import VlmReward
+
+        return VlmReward(settings, fps=fps, folder=folder)
+    from resources.visionreward import VisionReward
+
+    return VisionReward(settings, fps=fps)

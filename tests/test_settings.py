@@ -8,9 +8,19 @@ from typing import Any
 import pytest
 import yaml
 
-from resources.settings import PROFILES, SettingsError, load_profile
+from ml.preference import PairSettings
+from resources.backend_settings import (
+    DiffusersSettings,
+    LlmJudgeSettings,
+    SamplingSettings,
+    VisionRewardSettings,
+    VllmModelSettings,
+)
+from resources.settings import PROFILES, SettingsError, TrainerSettings, load_profile
 
 Path_ = tuple[str, ...]
+
+VLM = {"backend": "vlm", "base_url": "http://127.0.0.1:1/v1", "model": "m"}
 
 
 @pytest.fixture
@@ -43,9 +53,55 @@ def changed(settings: dict[str, Any], path: Path_, value: object) -> dict[str, A
 
 
 def test_every_shipped_profile_loads(home: Path) -> None:
-    names = [file.stem for file in PROFILES.glob("*.yaml")]
-    assert "local" in names
+    names = {file.stem for file in PROFILES.glob("*.yaml")}
+    assert {"local", "gpu", "paper"} <= names
     assert {load_profile(name).home for name in names} == {home}
+
+
+def test_the_profile_paper_has_the_published_settings(home: Path) -> None:
+    profile = load_profile("paper")
+    assert isinstance(profile.policy, VllmModelSettings)
+    assert profile.policy.model == "meta-llama/Meta-Llama-3-8B-Instruct"
+    assert isinstance(profile.judge, LlmJudgeSettings)
+    assert profile.judge.sampling.temperature == 0.7
+    curation = profile.queries.curation
+    assert curation.sft_share == curation.dpo_share
+    assert round(20_000 * curation.test_share) == 500
+    assert profile.trainer == TrainerSettings(accelerate="zero3", processes=8)
+    assert list(profile.targets) == ["cogvideox_2b", "cogvideox_5b"]
+    for target, model in zip(profile.targets.values(), ("zai-org/CogVideoX-2b", "zai-org/CogVideoX-5b"), strict=True):
+        assert isinstance(target.video_generator, DiffusersSettings)
+        assert (target.video_generator.model, target.video_generator.fps) == (model, 8)
+        assert target.video_generator.arguments == {
+            "num_frames": 49,
+            "height": 480,
+            "width": 720,
+            "num_inference_steps": 50,
+            "guidance_scale": 6.0,
+        }
+        assert isinstance(target.video_reward, VisionRewardSettings)
+        assert target.candidates.per_query == 4
+        assert target.candidates.sampling == SamplingSettings(temperature=0.9, top_p=0.9, max_new_tokens=2048)
+        assert target.pairs == PairSettings()
+        assert (target.evaluation.limit, target.evaluation.sampling.temperature) == (500, 0.7)
+        assert target.evaluation.sampling.top_p == 1.0
+
+
+def test_the_profile_gpu_asks_for_no_access_to_anything(home: Path) -> None:
+    profile = load_profile("gpu")
+    keys = [profile.language_model, profile.judge, *(target.video_reward for target in profile.targets.values())]
+    assert not [settings for settings in keys if getattr(settings, "key_variable", None)]
+    assert profile.sft.lora and profile.sft.gradient_checkpointing
+    assert all(target.dpo.lora and target.dpo.gradient_checkpointing for target in profile.targets.values())
+
+
+@pytest.mark.parametrize(("written", "meant"), [("2", 2), ("auto", "auto")])
+def test_the_number_of_processes_may_come_from_the_environment(
+    home: Path, monkeypatch: pytest.MonkeyPatch, written: str, meant: object
+) -> None:
+    monkeypatch.setenv("VPO_TRAINER__ACCELERATE", "ddp")
+    monkeypatch.setenv("VPO_TRAINER__PROCESSES", written)
+    assert load_profile().trainer.processes == meant
 
 
 @pytest.mark.parametrize(
@@ -54,7 +110,31 @@ def test_every_shipped_profile_loads(home: Path) -> None:
         (("targets",), None, "mine.yaml: targets is missing"),
         (("targets",), {}, "mine.yaml: targets = '{}': "),
         (("targets", "shapes", "video_generator"), None, "mine.yaml: targets.shapes.video_generator is missing"),
-        (("judge", "backend"), "oracle", "mine.yaml: judge.backend = 'oracle': must be 'rules'"),
+        (("judge", "backend"), "oracle", "mine.yaml: judge.backend = 'oracle': must be 'rules' or 'llm'"),
+        (("judge",), {"backend": None}, "mine.yaml: judge.backend is empty: name a backend"),
+        (("judge",), "rules", "mine.yaml: judge = 'rules': must be a section with keys of its own"),
+        (("judge",), {"backend": "llm"}, "mine.yaml: judge.language_model is missing"),
+        (
+            ("judge",),
+            {"backend": "llm", "language_model": {"backend": "openai", "model": "m"}},
+            "mine.yaml: judge.language_model.base_url is missing",
+        ),
+        (
+            ("judge",),
+            {"backend": "llm", "language_model": {"backend": "nope"}},
+            "mine.yaml: judge.language_model.backend = 'nope': must be 'transformers' or 'vllm' or 'openai'",
+        ),
+        (("judge",), {"backend": "llm", "language_model": {}, "votes": 2}, "mine.yaml: judge.votes = '2': must be odd"),
+        (
+            ("policy",),
+            {"backend": "openai", "base_url": "http://x/v1", "model": "m"},
+            "mine.yaml: policy.backend = 'openai': must be 'transformers' or 'vllm'",
+        ),
+        (
+            ("language_model",),
+            {"backend": "openai", "base_url": "x.org", "model": "m"},
+            "mine.yaml: language_model.base_url = 'x.org': an address begins with http:// or https://",
+        ),
         (("targets", "shapes", "video_generator", "backend"), "sora", "video_generator.backend = 'sora': must be"),
         (("language_model", "backend"), "magic", "mine.yaml: language_model.backend = 'magic': must be"),
         (("sft", "epoch"), 3, "mine.yaml: sft.epoch is no setting"),
@@ -62,6 +142,37 @@ def test_every_shipped_profile_loads(home: Path) -> None:
         (("sft", "learning_rate"), "fast", "mine.yaml: sft.learning_rate = 'fast': must be"),
         (("refresh", "video_batch"), 0, "mine.yaml: refresh.video_batch = '0': must be"),
         (("targets", "shapes", "pairs", "margin"), -1, "mine.yaml: targets.shapes.pairs.margin = '-1': "),
+        # A value that may be of several kinds is one fault, with the key as it stands in the file.
+        (
+            ("targets", "shapes", "video_generator", "arguments", "num_frames"),
+            [5],
+            "mine.yaml: targets.shapes.video_generator.arguments.num_frames = '[5]': must be a valid integer or ",
+        ),
+        (
+            ("targets", "shapes", "video_reward"),
+            {**VLM, "checklist": 5},
+            "mine.yaml: targets.shapes.video_reward.checklist = '5': must be a section with keys of its own or a path",
+        ),
+        (
+            ("targets", "shapes", "video_reward"),
+            {**VLM, "checklist": {"questions": "q.txt"}},
+            "mine.yaml: targets.shapes.video_reward.checklist.weights is missing",
+        ),
+        (
+            ("targets", "shapes", "video_reward"),
+            {**VLM, "checklist": {"questions": "q", "weights": "w", "wheights": "w"}},
+            "mine.yaml: targets.shapes.video_reward.checklist.wheights is no setting",
+        ),
+        (("sft", "lora"), 16, "mine.yaml: sft.lora = '16': must be a section with keys of its own"),
+        (("trainer",), {"accelerate": "fdsp"}, "mine.yaml: trainer.accelerate = 'fdsp': must be one of none, single, "),
+        (("trainer",), {"processes": "all"}, "mine.yaml: trainer.processes = 'all': must be auto or a whole number"),
+        (("trainer",), {"processes": 0}, "mine.yaml: trainer.processes = '0': must be auto or a whole number from 1"),
+        (("trainer",), {"processes": 2}, "mine.yaml: trainer: accelerate: none is one process, not 2: choose ddp"),
+        (
+            ("targets", "shapes", "dpo"),
+            {"learning_rate": 1e-6, "length_normalization": True, "length_desensitization": 0.5},
+            "mine.yaml: targets.shapes.dpo: length_desensitization and length_normalization are two ways to one end",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(

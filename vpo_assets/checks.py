@@ -103,8 +103,9 @@ def reward_checks(table: Table) -> Iterator[AssetChecksDefinition]:
         rows = platform.lake.read(table, columns=["answers", "score"])
         if rows.num_rows == 0:
             return AssetCheckResult(passed=True, metadata={"reason": "there are no rewards yet"})
-        yes = np.array([[a["yes"] for a in answers] for answers in rows["answers"].to_pylist()], float)
-        found = reward_degeneracy(yes, rows["score"].to_numpy())
+        counts = platform.video_rewards[table.schema].checklist.counts
+        values = np.array([[a[counts] for a in answers] for answers in rows["answers"].to_pylist()], float)
+        found = reward_degeneracy(values, rows["score"].to_numpy())
         metadata = {
             "reason": found.reason or "answers differ",
             "videos": rows.num_rows,

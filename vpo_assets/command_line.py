@@ -271,6 +271,36 @@ def optimize(
 
 
 @app.command()
+def doctor() -> None:
+    """Check the profile against this machine before anything is paid for."""
+    from collections import Counter
+
+    from rich.console import Console
+    from rich.text import Text
+
+    from resources.doctor import Level, ThisMachine, examine
+
+    styles = {Level.OK: "green", Level.WARNING: "yellow", Level.FAULT: "bold red"}
+    console = Console()
+    found: Counter[Level] = Counter()
+    for finding in examine(_profile(), ThisMachine()):
+        found[finding.level] += 1
+        line = Text.assemble(
+            (f"{finding.level:<8}", styles[finding.level]), _plain(f"{finding.subject}: {finding.text}")
+        )
+        if finding.remedy:
+            line.append(_plain(f" -> {finding.remedy}"))
+        console.print(line, soft_wrap=True, highlight=False)
+    faults, warnings = found[Level.FAULT], found[Level.WARNING]
+    if faults or warnings:
+        typer.echo(f"{faults} {'fault' if faults == 1 else 'faults'}, {warnings} warned of")
+    else:
+        typer.echo("all is well")
+    if faults:
+        raise typer.Exit(1)
+
+
+@app.command()
 def settings() -> None:
     """Print the effective profile: file, environment and defaults together."""
     import yaml

@@ -21,6 +21,7 @@ from ml.metrics import (
     text_level_table,
     video_level_table,
 )
+from resources.outcome import Outcome
 from storage.ids import content_id
 from storage.recipe import JSON, Recipe
 from storage.tables import (
@@ -37,7 +38,7 @@ from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
 from vpo_assets.report_data import write_report
 from vpo_assets.sft import SFT_TRAINING, split_queries
-from vpo_assets.steps import Row, RowStep, SetStep, own_columns
+from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
 from vpo_assets.target import Branch
 from vpo_assets.training import Training
@@ -161,34 +162,37 @@ def _quoted_or_null(checkpoint_id: str | None) -> str:
     return "NULL" if checkpoint_id is None else f"'{checkpoint_id}'"
 
 
-def _write_prompts(platform: Platform, target: str, training: Training, rows: Sequence[Row]) -> list[Row]:
+def _write_prompts(platform: Platform, target: str, training: Training, rows: Sequence[Row]) -> list[Made]:
     """Each row's prompt by its method."""
-    prompts: dict[str, str] = {}
+    made: dict[str, Made] = {}
     ordered = sorted(rows, key=lambda row: str(row["method"]))
     for method, group in groupby(ordered, key=lambda row: str(row["method"])):
         some = list(group)
-        texts = _prompts_of(platform, target, training, method, some)
-        prompts |= {row["input_id"]: text for row, text in zip(some, texts, strict=True)}
-    return [
-        {
-            "prompt_id": content_id("eval", row["method"], row["input_id"], prompts[row["input_id"]]),
-            "query_id": row["query_id"],
-            "method": row["method"],
-            "policy": row["policy"],
-            "prompt": prompts[row["input_id"]],
-        }
-        for row in rows
-    ]
+        written = _written_by(platform, target, training, method, some)
+        made |= {row["input_id"]: one for row, one in zip(some, joined(some, written, _eval_prompt), strict=True)}
+    return [made[row["input_id"]] for row in rows]
 
 
-def _prompts_of(platform: Platform, target: str, training: Training, method: str, rows: Sequence[Row]) -> list[str]:
+def _eval_prompt(row: Row, written: Row) -> Row:
+    prompt_id = content_id("eval", row["method"], row["input_id"], written["prompt"])
+    return {
+        "prompt_id": prompt_id,
+        "query_id": row["query_id"],
+        "method": row["method"],
+        "policy": row["policy"],
+        **written,
+    }
+
+
+def _written_by(
+    platform: Platform, target: str, training: Training, method: str, rows: Sequence[Row]
+) -> list[Outcome[Row]]:
     if method == "original":
-        return [row["query"] for row in rows]
+        return [{"prompt": row["query"]} for row in rows]
     if method == "few_shot":
         return few_shot_prompts(platform, rows)
     trained = SFT_TRAINING if method == "sft" else training
-    sampling = platform.target(target).evaluation.sampling.sampling()
-    return policy_prompts(platform, trained.trained(platform), rows, sampling)
+    return policy_prompts(platform, trained.trained(platform), rows, platform.target(target).evaluation.sampling)
 
 
 def _evaluate(platform: Platform, target: str, training: Training) -> tuple[pa.Table, dict[str, Any]]:

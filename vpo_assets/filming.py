@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from ml.checklist import Checklist
+from resources.video_reward import Answer
 from storage.ids import content_id
 from storage.recipe import JSON
 from storage.tables import QUERIES, Table
+from storage.videos import VideoFile
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import ContactRow, LabelledClip, contact_sheet
-from vpo_assets.steps import Row, RowStep
+from vpo_assets.steps import Made, Row, RowStep, joined
 from vpo_assets.writing import method_of
 
 SHEET_ROWS = 6
@@ -54,28 +57,26 @@ def filmed(prompts: str, seeds: int, profile_seed: int) -> str:
     )
 
 
-def film(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
+def film(platform: Platform, target: str, rows: Sequence[Row]) -> list[Made]:
     """Render each row's prompt with its seed, and store the clip."""
     generator = platform.video_generators[target]
     started = time.monotonic()
     clips = generator.generate([row["prompt"] for row in rows], [row["seed"] for row in rows])
     seconds = (time.monotonic() - started) / len(rows)
-    made = []
-    for row, clip in zip(rows, clips, strict=True):
-        file = platform.videos.put(clip, generator.fps)
-        made.append(
-            {
-                "video_id": content_id(row["input_id"], file.sha256),
-                "prompt_id": row["prompt_id"],
-                "query_id": row["query_id"],
-                "prompt": row["prompt"],
-                "seed": row["seed"],
-                "seconds_to_render": seconds,
-                **vars(file),
-                **method_of(row),
-            }
-        )
-    return made
+    return joined(rows, clips, lambda row, clip: _video_row(row, platform.videos.put(clip, generator.fps), seconds))
+
+
+def _video_row(row: Row, file: VideoFile, seconds: float) -> Row:
+    return {
+        "video_id": content_id(row["input_id"], file.sha256),
+        "prompt_id": row["prompt_id"],
+        "query_id": row["query_id"],
+        "prompt": row["prompt"],
+        "seed": row["seed"],
+        "seconds_to_render": seconds,
+        **vars(file),
+        **method_of(row),
+    }
 
 
 def film_recipe(platform: Platform, target: str) -> dict[str, JSON]:
@@ -103,26 +104,28 @@ def rewarded(videos_table: str, queries_table: str) -> str:
     )
 
 
-def reward(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
+def reward(platform: Platform, target: str, rows: Sequence[Row]) -> list[Made]:
     """The reward model's answers on each row's video, its score, and the share of each dimension."""
     model = platform.video_rewards[target]
     clips = [platform.videos.get(row["uri"], row["sha256"]) for row in rows]
     answers = model.answer([row["query"] for row in rows], clips)
-    yes = [[answer.yes for answer in one] for one in answers]
-    scores, dimensions = model.checklist.score(yes), model.checklist.by_dimension(yes)
-    return [
-        {
-            "video_id": row["video_id"],
-            "prompt_id": row["prompt_id"],
-            "query_id": row["query_id"],
-            "seed": row["seed"],
-            "answers": [vars(answer) for answer in answers[i]],
-            "score": float(scores[i]),
-            "dimensions": [{"dimension": name, "score": float(shares[i])} for name, shares in dimensions.items()],
-            **method_of(row),
-        }
-        for i, row in enumerate(rows)
-    ]
+    return joined(rows, answers, lambda row, given: _reward_row(row, given, model.checklist))
+
+
+def _reward_row(row: Row, answers: Sequence[Answer], checklist: Checklist) -> Row:
+    values = [[getattr(answer, checklist.counts) for answer in answers]]
+    return {
+        "video_id": row["video_id"],
+        "prompt_id": row["prompt_id"],
+        "query_id": row["query_id"],
+        "seed": row["seed"],
+        "answers": [vars(answer) for answer in answers],
+        "score": float(checklist.score(values)[0]),
+        "dimensions": [
+            {"dimension": name, "score": float(share[0])} for name, share in checklist.by_dimension(values).items()
+        ],
+        **method_of(row),
+    }
 
 
 def reward_recipe(platform: Platform, target: str) -> dict[str, JSON]:

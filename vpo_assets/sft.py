@@ -12,7 +12,7 @@ import pyarrow as pa
 from storage.ids import content_id
 from storage.tables import DRAFT_CRITIQUES, DRAFTS, QUERIES, SFT_DATASET
 from vpo_assets.platform import Platform
-from vpo_assets.steps import Row, RowStep, SetStep, own_columns
+from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
 from vpo_assets.training import Training, checkpoint_asset
 from vpo_assets.writing import critique_step, few_shot_prompts, few_shot_recipe, verdict_counts
@@ -30,16 +30,14 @@ def draft_inputs(platform: Platform) -> str:
     return f"SELECT content_id([query_id, query]) AS input_id, query_id, query FROM ({source})"
 
 
-def write_drafts(platform: Platform, rows: Sequence[Row]) -> list[Row]:
+def write_drafts(platform: Platform, rows: Sequence[Row]) -> list[Made]:
     """One few-shot draft a query."""
-    return [
-        {
-            "prompt_id": content_id("draft", row["query_id"], prompt),
-            "query_id": row["query_id"],
-            "prompt": prompt,
-        }
-        for row, prompt in zip(rows, few_shot_prompts(platform, rows), strict=True)
-    ]
+    return joined(rows, few_shot_prompts(platform, rows), _draft)
+
+
+def _draft(row: Row, written: Row) -> Row:
+    prompt_id = content_id("draft", row["query_id"], written["prompt"])
+    return {"prompt_id": prompt_id, "query_id": row["query_id"], **written}
 
 
 DRAFTS_STEP = RowStep(

@@ -29,7 +29,7 @@ from storage.tables import (
 from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.sft import SFT_TRAINING, split_queries
-from vpo_assets.steps import Row, RowStep, SetStep, own_columns
+from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
 from vpo_assets.training import Training, checkpoint_asset
 from vpo_assets.writing import critique_step, policy_prompts, policy_recipe, verdict_counts
@@ -155,20 +155,16 @@ def _candidate_inputs(platform: Platform, target: str) -> str:
     )
 
 
-def _sample(platform: Platform, target: str, rows: Sequence[Row]) -> list[Row]:
+def _sample(platform: Platform, target: str, rows: Sequence[Row]) -> list[Made]:
     """One candidate a row."""
-    policy, sampling = trained_policy(platform, target), platform.target(target).candidates.sampling
-    prompts = policy_prompts(platform, policy, rows, sampling.sampling())
-    return [
-        {
-            "prompt_id": content_id("candidate", row["query_id"], str(row["k"]), policy, prompt),
-            "query_id": row["query_id"],
-            "k": row["k"],
-            "policy": policy,
-            "prompt": prompt,
-        }
-        for row, prompt in zip(rows, prompts, strict=True)
-    ]
+    policy = trained_policy(platform, target)
+    written = policy_prompts(platform, policy, rows, platform.target(target).candidates.sampling)
+    return joined(rows, written, lambda row, columns: _candidate(policy, row, columns))
+
+
+def _candidate(policy: str, row: Row, written: Row) -> Row:
+    prompt_id = content_id("candidate", row["query_id"], str(row["k"]), policy, written["prompt"])
+    return {"prompt_id": prompt_id, "query_id": row["query_id"], "k": row["k"], "policy": policy, **written}
 
 
 def _pairs_recipe(platform: Platform, target: str) -> dict[str, JSON]:
@@ -183,7 +179,7 @@ def _pairs(platform: Platform, target: str) -> tuple[pa.Table, dict[str, Any]]:
     lake, checklist = platform.lake, platform.video_rewards[target].checklist
     candidates = lake.read(CANDIDATES.at(target), columns=["query_id", "prompt_id", "prompt"])
     critiques = lake.read(CANDIDATE_CRITIQUES.at(target), columns=["prompt_id", "aligned", "refined"])
-    rewards = average_rewards(lake.read(VIDEO_REWARDS.at(target)), checklist)
+    rewards = average_rewards(lake.read(VIDEO_REWARDS.at(target)), checklist, use=checklist.counts)
     settings = platform.target(target).pairs
     selection = select_pairs(candidates.sort_by("prompt_id"), critiques, rewards, checklist, settings)
     queries = lake.read(QUERIES, columns=["query_id", "query"])
@@ -217,10 +213,10 @@ def score_cube(platform: Platform, rewards_table: Table) -> NDArray[np.float64]:
 
 def _reward_figures(platform: Platform, rewards_table: Table) -> dict[str, Any]:
     shares = platform.lake.query(
-        "SELECT a.question, round(avg(a.yes::INT), 3) AS share_of_yes "
+        "SELECT a.question, round(avg(a.yes::INT), 3) AS share_of_yes, round(avg(a.probability), 3) AS probability "
         f"FROM (SELECT unnest(answers) AS a FROM {rewards_table.qualified}) GROUP BY ALL ORDER BY ALL"
     )
-    figures: dict[str, Any] = {"share_of_yes": shares}
+    figures: dict[str, Any] = {"answers": shares}
     cube = score_cube(platform, rewards_table)
     if cube.size and cube.shape[2] > 1:
         ratio = f_statistic(cube)

@@ -75,7 +75,7 @@ class Training:
             "base": self.base_name(platform),
             "data": data_version(platform.lake, self.data),
             "settings": settings.model_dump(mode="json", exclude={"save_every", "micro_batch_size"}),
-            "dtype": platform.profile.language_model.dtype,
+            "dtype": platform.profile.trained_model.dtype,
         }
         return Recipe(parts)
 
@@ -112,7 +112,7 @@ def train(
     def fill(folder: Path) -> Mapping[str, Any]:
         job = TrainingJob(
             base_model=path,
-            dtype=platform.profile.language_model.dtype,
+            dtype=platform.profile.trained_model.dtype,
             data=data,
             work=work / "states",
             output=folder,

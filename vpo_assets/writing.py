@@ -9,31 +9,34 @@ from typing import Any
 
 from ml.drafting import choose_examples
 from ml.parsing import strip_introduction
-from resources.language_model import Conversation, Sampling
-from resources.settings import SamplingSettings
+from resources.backend_settings import SamplingSettings
+from resources.judge import Judgement
+from resources.language_model import Conversation, LanguageModel, Reply
+from resources.outcome import Outcome
 from storage.ids import content_id
 from storage.recipe import JSON
 from storage.tables import QUERIES, Table
 from vpo_assets.platform import Platform
-from vpo_assets.steps import Row, RowStep, seed_for
+from vpo_assets.steps import Made, Row, RowStep, joined, seed_for
 
 
-def few_shot_prompts(platform: Platform, rows: Sequence[Row]) -> list[str]:
+def few_shot_prompts(platform: Platform, rows: Sequence[Row]) -> list[Outcome[Row]]:
     """The language model rewrites each row's query, having seen the examples that are most like it."""
     template, shots = platform.template("few_shot_draft"), platform.profile.drafts.shots
     conversations = [
         template.messages(query=row["query"], examples=choose_examples(row["query"], platform.examples, shots))
         for row in rows
     ]
-    sampling = platform.profile.drafts.sampling.sampling()
-    return _written(platform.language_model.generate(conversations, sampling, _seeds(platform, rows)))
+    return _write(platform, platform.language_model, conversations, rows, platform.profile.drafts.sampling)
 
 
-def policy_prompts(platform: Platform, checkpoint_id: str, rows: Sequence[Row], sampling: Sampling) -> list[str]:
+def policy_prompts(
+    platform: Platform, checkpoint_id: str, rows: Sequence[Row], sampling: SamplingSettings
+) -> list[Outcome[Row]]:
     """A trained prompt optimizer rewrites each row's query."""
     template = platform.template("optimize")
     conversations: list[Conversation] = [template.messages(query=row["query"]) for row in rows]
-    return _written(platform.policy(checkpoint_id).generate(conversations, sampling, _seeds(platform, rows)))
+    return _write(platform, platform.policy(checkpoint_id), conversations, rows, sampling)
 
 
 def few_shot_recipe(platform: Platform) -> dict[str, JSON]:
@@ -65,25 +68,29 @@ def sampling_recipe(sampling: SamplingSettings) -> dict[str, JSON]:
     return dict(sampling.model_dump(mode="json"))
 
 
-def critique_rows(platform: Platform, rows: Sequence[Row]) -> list[Row]:
+def critique_rows(platform: Platform, rows: Sequence[Row]) -> list[Made]:
     """The judge's verdict on each row's prompt, against its query."""
-    critiques = platform.judge.critique([row["query"] for row in rows], [row["prompt"] for row in rows])
-    return [
-        {
-            "prompt_id": row["prompt_id"],
-            "query_id": row["query_id"],
-            "prompt": row["prompt"],
-            "harmless": critique.harmless,
-            "accurate": critique.accurate,
-            "helpful": critique.helpful,
-            "aligned": critique.aligned,
-            "verdict": critique.verdict,
-            "critique": critique.critique,
-            "refined": critique.refined,
-            **method_of(row),
-        }
-        for row, critique in zip(rows, critiques, strict=True)
-    ]
+    judged = platform.judge.critique([row["query"] for row in rows], [row["prompt"] for row in rows])
+    return joined(rows, judged, _critique_row)
+
+
+def _critique_row(row: Row, judgement: Judgement) -> Row:
+    critique = judgement.critique
+    return {
+        "prompt_id": row["prompt_id"],
+        "query_id": row["query_id"],
+        "prompt": row["prompt"],
+        "harmless": critique.harmless,
+        "accurate": critique.accurate,
+        "helpful": critique.helpful,
+        "aligned": critique.aligned,
+        "verdict": critique.verdict,
+        "critique": critique.critique,
+        "refined": critique.refined,
+        "prompt_tokens": judgement.prompt_tokens,
+        "new_tokens": judgement.new_tokens,
+        **method_of(row),
+    }
 
 
 def critique_step(critiques: Table, prompts: Table) -> RowStep:
@@ -120,10 +127,24 @@ def verdict_counts(platform: Platform, table: str) -> Any:
     return platform.lake.query(f"SELECT verdict, count(*) AS prompts FROM {table} GROUP BY ALL ORDER BY prompts DESC")
 
 
-def _written(answers: Sequence[str]) -> list[str]:
-    """Answers as prompts: the chatter around them stripped, in one paragraph."""
-    return [" ".join(strip_introduction(answer).split()) for answer in answers]
+def _write(
+    platform: Platform,
+    model: LanguageModel,
+    conversations: Sequence[Conversation],
+    rows: Sequence[Row],
+    sampling: SamplingSettings,
+) -> list[Outcome[Row]]:
+    """The columns that a written prompt brings with it, for each row."""
+    seeds = [seed_for(platform, row["input_id"]) for row in rows]
+    replies = model.generate(conversations, sampling.sampling(), seeds)
+    return joined(rows, replies, lambda _, reply: _written(reply))
 
 
-def _seeds(platform: Platform, rows: Sequence[Row]) -> list[int]:
-    return [seed_for(platform, row["input_id"]) for row in rows]
+def _written(reply: Reply) -> Row:
+    """A reply as a prompt: the chatter around it stripped, in one paragraph."""
+    return {
+        "prompt": " ".join(strip_introduction(reply.text).split()),
+        "cut": not reply.whole,
+        "prompt_tokens": reply.prompt_tokens,
+        "new_tokens": reply.new_tokens,
+    }

@@ -20,7 +20,8 @@ from ml.rules import refine
 from ml.shapes import words
 from ml.shapes.reading import ATTRIBUTES, mentions
 from ml.shapes.scene import BACKGROUNDS, COLORS, DEFECTS, MOTIONS, SHAPES, SIZES, Scene, render
-from resources.language_model import Conversation, Identity, LanguageModel, Sampling
+from resources.language_model import Conversation, Identity, JsonSchema, LanguageModel, Reply, Sampling
+from resources.outcome import Outcome
 from resources.trainer import OnProgress, TrainingFailed
 from resources.video_generator import Clip, VideoGenerator
 from vpo_assets.platform import Platform
@@ -58,9 +59,16 @@ class FakeLanguageModel:
     def identity(self) -> Identity:
         return {"backend": "fake", "model": self.name}
 
-    def generate(self, conversations: Sequence[Conversation], sampling: Sampling, seeds: Sequence[int]) -> list[str]:
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        schema: JsonSchema | None = None,
+    ) -> list[Outcome[Reply]]:
         self.asked[self.name] += len(conversations)
-        return [self._write(c[-1]["content"], seed) for c, seed in zip(conversations, seeds, strict=True)]
+        return [Reply(self._write(c[-1]["content"], seed)) for c, seed in zip(conversations, seeds, strict=True)]
 
     def close(self) -> None:
         """Nothing to free."""
@@ -91,7 +99,7 @@ class FakeVideoGenerator:
     def identity(self) -> Identity:
         return {"backend": "fake", "version": self.version}
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Clip]:
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Outcome[Clip]]:
         return [self._film(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
 
     def close(self) -> None:
