@@ -1,24 +1,33 @@
 """Checklists: the yes/no questions a video reward asks about a clip, and what their answers are worth.
 
-Here: the questions, their weights, the sum of weights that the VPO paper calls the reward, shares per
-dimension, and the reader of VisionReward's own files. Not here: who answers the questions
-(resources/video_reward.py) and which pairs follow from the answers (ml/preference.py).
+Here: the questions and how a query is put into them, their weights, the sum of weights that the VPO paper calls the
+reward, shares per dimension, named scores as a checklist, reading answers, and the reader of VisionReward's own
+files. Not here: who answers the questions (resources/video_reward.py) and which pairs follow from the answers
+(ml/preference.py).
 """
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from ml.parsing import printable, without_chat_tokens
+
 Floats = npt.NDArray[np.float64]
 
 QUERY_PLACEHOLDER = "[[prompt]]"
+LONGEST_QUERY = 2000
+"""Characters of a query that a question quotes. The longest of VPO's released queries has 1,106."""
+
+_PLACEHOLDER_AND_QUOTES = re.compile('"?' + re.escape(QUERY_PLACEHOLDER) + '"?')
+_DOUBLE_QUOTES = re.compile('["“”„‟«»″‶＂❝❞〝〞〟]')
 
 
 class UnreadableAnswer(ValueError):
@@ -43,16 +52,42 @@ class Question:
         """The question as it is put about one query. The query is inserted as it is and never interpreted."""
         return self.text.replace(QUERY_PLACEHOLDER, query)
 
+    def ask_quoting(self, query: str) -> str:
+        """The question as it is put to a model: the query stands in double quotes that it cannot end."""
+        quoted = f'"{as_quoted(query)}"'
+        return _PLACEHOLDER_AND_QUOTES.sub(lambda _: quoted, self.text)
+
+
+def as_quoted(query: str) -> str:
+    """A query as it can stand between double quotes in a question to a model, as data.
+
+    In one line of at most LONGEST_QUERY characters, without control and hidden characters; its own double quotes are
+    single ones, and what a tokenizer could take for the start or end of a message is taken apart. So a query can
+    neither end its quotation nor answer in the model's place.
+    """
+    # Hidden characters go first: what they keep apart must not come together afterwards.
+    one_line = " ".join(printable(query, LONGEST_QUERY).split())
+    return without_chat_tokens(_DOUBLE_QUOTES.sub("'", one_line))
+
 
 @dataclass(frozen=True)
 class Checklist:
-    """A named, versioned list of questions. Answers come in the order of `questions`."""
+    """A named, versioned list of questions. Answers come in the order of `questions`.
+
+    `counts` says which part of an answer the score is made of: "yes" (0 or 1, as VPO does it) or "probability" (a
+    share of 0 to 1, for models that give scores, and for those who want the doubts of a yes/no model to count).
+    """
 
     name: str
     version: str
     questions: tuple[Question, ...]
+    counts: Literal["yes", "probability"] = "yes"
 
     def __post_init__(self) -> None:
+        if self.counts not in ("yes", "probability"):
+            raise UnusableChecklist(
+                f"The checklist {self.name!r} counts {self.counts!r}; an answer has a yes and a probability."
+            )
         if not self.questions:
             raise UnusableChecklist(f"The checklist {self.name!r} has no questions.")
         ids = [question.id for question in self.questions]
@@ -69,6 +104,10 @@ class Checklist:
     @cached_property
     def ids(self) -> tuple[str, ...]:
         return tuple(question.id for question in self.questions)
+
+    def groups(self, size: int) -> list[tuple[Question, ...]]:
+        """The questions in their order, up to `size` together."""
+        return [self.questions[start : start + size] for start in range(0, len(self), size)]
 
     @cached_property
     def weights(self) -> Floats:
@@ -144,11 +183,13 @@ class Checklist:
 
     def to_json(self) -> str:
         """The checklist as JSON that `from_json` reads back to an equal checklist."""
-        content = {
+        content: dict[str, Any] = {
             "name": self.name,
             "version": self.version,
             "questions": [asdict(item) for item in self.questions],
         }
+        if self.counts != "yes":  # left out where it is the default: the content of older checklists stays as it was
+            content["counts"] = self.counts
         return json.dumps(content, indent=2, ensure_ascii=False)
 
     @classmethod
@@ -160,7 +201,12 @@ class Checklist:
             raise UnusableChecklist(f"The checklist is not JSON: {error}.") from error
         try:
             questions = tuple(_question_from_json(item) for item in content["questions"])
-            return cls(name=str(content["name"]), version=str(content["version"]), questions=questions)
+            return cls(
+                name=str(content["name"]),
+                version=str(content["version"]),
+                questions=questions,
+                counts=content.get("counts", "yes"),
+            )
         except (KeyError, TypeError) as error:
             raise UnusableChecklist(
                 "A checklist needs name, version and questions, each question with id, text, dimension, "
@@ -203,6 +249,111 @@ def read_answers(texts: Sequence[str]) -> npt.NDArray[np.bool_]:
         except UnreadableAnswer as error:
             raise UnreadableAnswer(f"Answer {position + 1} of {len(texts)}: {error}") from error
     return answers
+
+
+_AROUND_A_WORD = re.compile(r"[\W_ĠĊ]+")
+
+
+def read_token(token: str) -> bool | None:
+    """True for a token that says yes, False for no, None for others; case, spaces and punctuation do not count."""
+    return {"yes": True, "no": False}.get(_AROUND_A_WORD.sub("", token).casefold())
+
+
+def probability_of_yes(tokens: Iterable[tuple[str, float]]) -> float | None:
+    """P(yes) = yes / (yes + no), each summed over its variants among (token, log probability); None without any.
+
+    Raises UnreadableAnswer for a log probability that is none.
+    """
+    sums = {True: 0.0, False: 0.0}
+    for token, log_probability in tokens:
+        said = read_token(token)
+        if said is None:
+            continue
+        if math.isnan(log_probability) or log_probability > 1e-3:  # servers round
+            raise UnreadableAnswer(f"The log probability {log_probability} of {token[:20]!r} is none.")
+        sums[said] += math.exp(log_probability)
+    total = sums[True] + sums[False]
+    return sums[True] / total if total > 0 else None
+
+
+def answers_schema(numbers: Sequence[str]) -> dict[str, Any]:
+    """The JSON schema of the answers to several questions at once: {"1": "yes", "2": "no"}."""
+    return {
+        "type": "object",
+        "properties": {number: {"type": "string", "enum": ["yes", "no"]} for number in numbers},
+        "required": list(numbers),
+        "additionalProperties": False,
+    }
+
+
+def read_numbered_answers(text: str, asked: Mapping[str, str]) -> list[bool]:
+    """The answers in a text that is one JSON object as `answers_schema` describes it, and nothing else.
+
+    `asked` maps the numbers to what people call the questions. Raises UnreadableAnswer for anything around the object,
+    for numbers that are missing, twice or not asked for, and, naming it, for an answer that is neither yes nor no.
+    """
+    try:
+        found = json.loads(text, object_pairs_hook=_each_once)
+    except (ValueError, RecursionError):
+        raise UnreadableAnswer(f"Expected one JSON object of answers, got {text[:80]!r}.") from None
+    if not isinstance(found, dict) or set(found) != set(asked):
+        raise UnreadableAnswer(f"Expected the answers {', '.join(asked)}, each once, got {text[:80]!r}.")
+    answers = []
+    for number, name in asked.items():
+        said = found[number]
+        if not isinstance(said, str) or said.strip().casefold() not in ("yes", "no"):
+            raise UnreadableAnswer(f"Question {name!r}: expected yes or no, got {str(said)[:80]!r}.")
+        answers.append(said.strip().casefold() == "yes")
+    return answers
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name twice")
+    return dict(pairs)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A named score that a reward model gives every clip: a number from `low` to `high`, the higher the better."""
+
+    name: str
+    low: float
+    high: float
+    weight: float = 1.0
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise UnusableChecklist(f"The score {self.name!r} must have a low end below its high end.")
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise UnusableChecklist(f"The score {self.name!r} has the weight {self.weight}; give 0 or more.")
+
+    def share(self, value: float) -> float:
+        """Where a score lies on its scale, 0 to 1. Raises UnreadableAnswer for one that lies outside, and for NaN."""
+        if not self.low <= value <= self.high:
+            raise UnreadableAnswer(f"The score {self.name!r} is {value}; its scale is {self.low:g} to {self.high:g}.")
+        return (value - self.low) / (self.high - self.low)
+
+
+def checklist_of_scores(name: str, version: str, scales: Sequence[Scale]) -> Checklist:
+    """Named scores as a checklist, for models that give scores instead of answering questions.
+
+    Each score is a question of a dimension of its own, and a clip's share of its scale is the answer's probability.
+    The weights are stretched by the scales, so that differences of `Checklist.score` are differences of the model's
+    own weighted sum, whatever the scales. Dominance then asks that no score is lower and one is higher.
+    """
+    questions = tuple(
+        Question(
+            id=scale.name,
+            text=f"{scale.text or scale.name} ({scale.low:g} to {scale.high:g})",
+            dimension=scale.name,
+            sub_dimension=scale.name,
+            weight=scale.weight * (scale.high - scale.low),
+        )
+        for scale in scales
+    )
+    return Checklist(name, version, questions, counts="probability")
 
 
 # VisionReward's questions in the order of its file, in blocks: dimension, sub-dimension, number of questions,
