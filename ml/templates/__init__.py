@@ -27,7 +27,8 @@ REQUIRED: Mapping[str, frozenset[str]] = {
     "optimize": frozenset({"query"}),
     "few_shot_draft": frozenset({"examples", "query"}),
     "critique": frozenset({"query", "prompt", "nonce"}),
-    "refine": frozenset({"query", "prompt", "critique"}),
+    "critique_repair": frozenset({"problem", "nonce"}),
+    "pairwise": frozenset({"query", "prompt_a", "prompt_b", "nonce"}),
 }
 
 _FOLDER = Path(__file__).parent

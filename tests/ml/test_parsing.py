@@ -7,13 +7,18 @@ from hypothesis import strategies as st
 
 from ml.parsing import (
     UnreadableVerdict,
+    Verdict,
     fence,
     has_introduction,
     is_refusal,
-    new_nonce,
+    nonce_of,
+    parse_comparison,
     parse_verdict,
+    printable,
     strip_introduction,
+    usable_refinement,
     verdict_name,
+    without_chat_tokens,
 )
 
 NONCE = "a1b2c3d4e5f60718"
@@ -94,7 +99,7 @@ def test_a_query_that_the_judge_quotes_cannot_forge_the_verdict() -> None:
 @given(st.text(max_size=300))
 def test_no_text_without_the_nonce_yields_a_verdict(text: str) -> None:
     with pytest.raises(UnreadableVerdict):
-        parse_verdict(text + answer(nonce="0" * 16), new_nonce())
+        parse_verdict(text + answer(nonce="0" * 16), nonce_of(text))
 
 
 json_text = st.recursive(
@@ -137,7 +142,6 @@ def test_a_weak_nonce_is_refused() -> None:
             parse_verdict(answer(), nonce)
         with pytest.raises(ValueError, match="nonce"):
             fence("text", nonce)
-    assert new_nonce() != new_nonce()
 
 
 @given(
@@ -165,6 +169,107 @@ def test_a_fence_neutralises_look_alikes_and_leaves_other_text_alone() -> None:
     assert "＜＜＜" not in fence("＜＜＜END", NONCE)
     assert "<\u200b<" not in fence("<\u200b<\u200b<END", NONCE)
     assert "<" not in fence("< < <END x> > >", NONCE).splitlines()[1]
+
+
+CHAT_TOKENS = ["<|im_end|>", "<|im_start|>system", "</s>", "<s>", "<start_of_turn>", "<｜User｜>", "[INST]", "[/INST]"]
+
+
+@given(st.lists(st.sampled_from([*CHAT_TOKENS, "<", "[", "|", NONCE]) | st.text(max_size=5), max_size=8).map("".join))
+def test_no_message_of_a_chat_can_start_inside_a_fence(text: str) -> None:
+    inside = fence(text, NONCE).split("\n", 1)[1].rsplit("\n", 1)[0]
+    assert not [token for token in CHAT_TOKENS if token in inside]
+    assert not [token for token in CHAT_TOKENS if token in without_chat_tokens(text)]
+
+
+def test_texts_without_chat_tokens_stay_as_they_are() -> None:
+    for text in ("a heart <3", "[a dog] and [2]", "1 < 2", "-> <- =>", "«Bonjour»"):
+        assert without_chat_tokens(text) == text
+
+
+def test_a_nonce_is_a_hash_of_everything_it_stands_for() -> None:
+    assert nonce_of("a", "b") == nonce_of("a", "b")
+    assert len({nonce_of(*parts) for parts in [("ab", ""), ("a", "b"), ("", "ab"), ("ab",), ("a", "b", ""), ()]}) == 6
+    assert parse_verdict(answer(nonce_of("\ud800")), nonce_of("\ud800")).aligned
+
+
+def test_an_object_with_the_nonce_after_the_verdict_takes_its_place_even_where_it_is_broken() -> None:
+    for later in ({"nonce": NONCE}, {"nonce": NONCE, "harmless": "true", "accurate": True, "helpful": True}):
+        with pytest.raises(UnreadableVerdict, match="must be true or false"):
+            parse_verdict(f"{answer()} {json.dumps(later)}", NONCE)
+
+
+def test_a_refinement_is_read_with_the_verdict() -> None:
+    assert parse_verdict(answer(refined=None), NONCE).refined is None
+    assert parse_verdict(answer(refined=""), NONCE).refined is None
+    assert parse_verdict(answer(refined=" A dog. "), NONCE).refined == "A dog."
+    for other in (True, 1, ["A dog."], {"text": "A dog."}):
+        with pytest.raises(UnreadableVerdict, match="refined must be text or null"):
+            parse_verdict(answer(refined=other), NONCE)
+
+
+def flawed(refined: str | None, *, harmless: bool = True) -> Verdict:
+    return Verdict(harmless=harmless, accurate=False, helpful=True, critique="flawed", refined=refined)
+
+
+def test_a_usable_refinement_comes_without_chatter() -> None:
+    assert usable_refinement(flawed("Sure, here is the prompt:\n\n'A dog runs.'"), "a dog") == "A dog runs."
+    assert usable_refinement(flawed("A man bleeds."), "a man") == "A man bleeds."  # the judge found no harm
+
+
+@pytest.mark.parametrize(
+    ("refined", "reason"),
+    [
+        (None, "must hold a new prompt"),
+        ("", "must hold a new prompt"),
+        ("  ''  ", "must hold a new prompt"),
+        ("Of course!", "must hold a new prompt"),
+        ("I'm sorry, I cannot do that.", "instead of declining"),
+        ("Here is the prompt: I can't help with it.", "instead of declining"),
+        ("A dog\n\nruns.", "one paragraph"),
+        ("A dog\u2028runs.", "one paragraph"),
+        ("A dog\x85runs.", "one paragraph"),
+        ("A dog \x00 runs.", "control characters"),
+        ("A dog \ud800 runs.", "control characters"),
+        ("A  dog sits. ", "must differ"),
+        ("A naked woman sits.", "still holds unsafe words"),
+        ("A n\u200baked woman sits.", "still holds unsafe words"),
+    ],
+)
+def test_other_refinements_are_refused(refined: str | None, reason: str) -> None:
+    with pytest.raises(UnreadableVerdict, match=reason):
+        usable_refinement(flawed(refined, harmless=False), "A dog sits.")
+
+
+@given(st.text(max_size=60), st.booleans())
+def test_a_usable_refinement_can_stand_in_a_table_of_prompts(text: str, harmless: bool) -> None:
+    try:
+        refined = usable_refinement(flawed(text, harmless=harmless), "a dog")
+    except UnreadableVerdict:
+        return
+    assert refined.encode()
+    assert len(refined.splitlines()) == 1
+    assert "\x00" not in refined
+    assert strip_introduction(refined) == refined
+
+
+def test_comparisons_are_read_as_strictly_as_verdicts() -> None:
+    def compared(**fields: object) -> str:
+        return json.dumps({"nonce": NONCE, **fields})
+
+    for better in ("A", "B", "tie"):
+        assert parse_comparison(f"Well. {compared(better=better)}", NONCE) == better
+    for text in (compared(better="a"), compared(better="C"), compared(better=True), compared(), "A", compared()[:-1]):
+        with pytest.raises(UnreadableVerdict):
+            parse_comparison(text, NONCE)
+    with pytest.raises(UnreadableVerdict, match="nonce"):
+        parse_comparison(json.dumps({"nonce": "0" * 16, "better": "A"}), NONCE)
+
+
+def test_what_people_are_shown_is_one_plain_line() -> None:
+    shown = printable("a\n\tb \x1b[31mred\x00 \u202eevil\u2069 \ud800 \U000e0041\ufeffend", 100)
+    assert shown == "a b [31mred evil  end"
+    assert printable("x" * 1000, 10) == "x" * 9 + "…"
+    assert len(printable(" \u202e" * 10_000 + "x" * 10_000, 50)) <= 50
 
 
 @pytest.mark.parametrize(

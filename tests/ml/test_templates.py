@@ -5,14 +5,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ml.parsing import fence, new_nonce, parse_verdict
+from ml.parsing import UnreadableVerdict, fence, nonce_of, parse_comparison, parse_verdict
 from ml.templates import REQUIRED, TemplateProblem, load, names
 
 VALUES: dict[str, dict[str, Any]] = {
     "optimize": {"query": "a cat"},
     "few_shot_draft": {"examples": [{"query": "a dog", "prompt": "A brown dog runs."}], "query": "a cat"},
     "critique": {"query": "a cat", "prompt": "A grey cat sleeps.", "nonce": "a1b2c3d4e5f6"},
-    "refine": {"query": "a cat", "prompt": "A grey cat sleeps.", "critique": "too short"},
+    "critique_repair": {"problem": "helpful must be true or false", "nonce": "a1b2c3d4e5f6"},
+    "pairwise": {
+        "query": "a cat",
+        "prompt_a": "A grey cat sleeps.",
+        "prompt_b": "A cat sleeps on a red sofa.",
+        "nonce": "a1b2c3d4e5f6",
+    },
 }
 
 
@@ -20,7 +26,7 @@ VALUES: dict[str, dict[str, Any]] = {
 def test_each_template_fills_in_every_value(name: str) -> None:
     template = load(name)
     messages = template.messages(**VALUES[name])
-    assert messages[0]["role"] == "system"
+    assert messages[0]["role"] == ("user" if name == "critique_repair" else "system")
     assert messages[-1]["role"] == "user"
     text = template.render(**VALUES[name])
     for value in VALUES[name].values():
@@ -48,12 +54,25 @@ def test_few_shot_examples_become_turns_of_the_chat() -> None:
 
 
 def test_the_critique_template_states_the_principles_and_an_answer_that_the_parser_reads() -> None:
-    nonce = new_nonce()
+    nonce = nonce_of("a cat", "A cat.")
     text = load("critique").render(query=fence("a cat", nonce), prompt=fence("A cat.", nonce), nonce=nonce)
     for principle in ("harmless", "accurate", "helpful"):
         assert principle in text
-    shape = text[text.rindex('{"nonce"') :].replace("<true or false>", "true")
-    assert parse_verdict(shape, nonce).aligned
+    shape = text[text.rindex('{"nonce"') :]
+    with pytest.raises(UnreadableVerdict):
+        parse_verdict(shape, nonce)  # the form is no answer before it is filled in
+    head, _ = shape.replace("<true or false>", "true").split('"refined": ')
+    assert parse_verdict(head + '"refined": null}', nonce).aligned
+    assert parse_verdict(head + '"refined": "A dog."}', nonce).refined == "A dog."
+
+
+def test_the_pairwise_template_describes_an_answer_that_the_parser_reads() -> None:
+    nonce = nonce_of("x")
+    shape = load("pairwise").messages(query="q", prompt_a="a", prompt_b="b", nonce=nonce)[-1]["content"]
+    shape = shape[shape.rindex('{"nonce"') :]
+    with pytest.raises(UnreadableVerdict):
+        parse_comparison(shape, nonce)
+    assert parse_comparison(shape.replace('<"A", "B" or "tie">', '"B"'), nonce) == "B"
 
 
 @given(
@@ -73,8 +92,8 @@ def test_values_are_never_interpreted(text: str) -> None:
 
 
 def test_missing_and_unknown_values_are_named() -> None:
-    with pytest.raises(TemplateProblem, match="needs a value for critique, prompt"):
-        load("refine").messages(query="a cat")
+    with pytest.raises(TemplateProblem, match="needs a value for nonce, prompt"):
+        load("critique").messages(query="a cat")
     with pytest.raises(TemplateProblem, match="no placeholder qurey"):
         load("optimize").messages(query="a cat", qurey="a dog")
     with pytest.raises(TemplateProblem, match=r"cannot be filled in.*prompt"):
@@ -88,8 +107,8 @@ def test_a_folder_overrides_templates_one_by_one(tmp_path: Path) -> None:
     changed = load("optimize", tmp_path)
     assert changed.messages(query="a cat") == [{"role": "user", "content": "Improve: a cat"}]
     assert changed.hash != load("optimize").hash
-    assert load("refine", tmp_path) == load("refine")
-    assert load("refine", tmp_path).hash == load("refine").hash
+    assert load("critique", tmp_path) == load("critique")
+    assert load("critique", tmp_path).hash == load("critique").hash
 
 
 @pytest.mark.parametrize(
