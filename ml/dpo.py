@@ -4,16 +4,17 @@ Belongs here: turning preference pairs into TRL's DPO. Data: Parquet with `messa
 `rejected` (prompts). Does not belong here: which pairs there are (ml/preference.py).
 """
 
-import sys
 from typing import Any
 
 from ml.fine_tuning import (
+    DpoSettings,
     NothingToLearn,
     TrainingJob,
     common_arguments,
+    dataset_file,
     load_model_and_tokenizer,
     lora_config,
-    read_job,
+    run,
     too_long_count,
     train_and_save,
 )
@@ -26,21 +27,14 @@ def train(job: TrainingJob) -> None:
     if job.dpo is None:
         raise ValueError("the job has no dpo settings")
     pairs = _pairs(job)
-    model, tokenizer = load_model_and_tokenizer(job)
-    losses, weights = ["sigmoid"], [1.0]
-    if job.dpo.sft_weight > 0:
-        losses, weights = ["sigmoid", "sft"], [1.0, job.dpo.sft_weight]
-    arguments = DPOConfig(
-        **common_arguments(job, job.dpo),
-        beta=job.dpo.beta,
-        loss_type=losses,
-        loss_weights=weights,
-        precompute_ref_log_probs=job.dpo.precompute_reference,
-    )
+    arguments = DPOConfig(**common_arguments(job, job.dpo), **own_arguments(job.dpo))
+    if job.revision is not None:  # the reference is loaded by TRL, under FSDP
+        arguments.model_init_kwargs = {"revision": job.revision}
+    model, tokenizer = load_model_and_tokenizer(job, job.dpo)
     trainer = DPOTrainer(
         model=model,
         args=arguments,
-        train_dataset=_dataset(pairs),
+        train_dataset=dataset_file(job, pairs),
         processing_class=tokenizer,
         peft_config=lora_config(job.dpo),
     )
@@ -50,6 +44,20 @@ def train(job: TrainingJob) -> None:
         job.dpo.max_length,
     )
     train_and_save(trainer, tokenizer, job, len(pairs), too_long)
+
+
+def own_arguments(settings: DpoSettings) -> dict[str, Any]:
+    """The arguments that DPOConfig has beside those of `common_arguments`."""
+    losses, weights = ["sigmoid_norm" if settings.length_normalization else "sigmoid"], [1.0]
+    if settings.sft_weight > 0:
+        losses, weights = [*losses, "sft"], [*weights, settings.sft_weight]
+    return {
+        "beta": settings.beta,
+        "loss_type": losses,
+        "loss_weights": weights,
+        "ld_alpha": settings.length_desensitization,
+        "precompute_ref_log_probs": settings.precompute_reference,
+    }
 
 
 def _pairs(job: TrainingJob) -> list[dict[str, Any]]:
@@ -71,11 +79,5 @@ def _pairs(job: TrainingJob) -> list[dict[str, Any]]:
     ]
 
 
-def _dataset(pairs: list[dict[str, Any]]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list(pairs)
-
-
 if __name__ == "__main__":
-    train(read_job(sys.argv))
+    run(train)

@@ -1,21 +1,29 @@
 """What SFT and DPO share: their settings, the job file they are started with, progress, and saving the result.
 
 Belongs here: everything around TRL that is the same for both. Does not belong here: the losses themselves
-(ml/sft.py, ml/dpo.py) and starting processes (resources/trainer.py).
+(ml/sft.py, ml/dpo.py), starting processes (resources/trainer.py) and writing weights (ml/saving.py).
 """
 
+import hashlib
 import json
+import os
 import sys
 import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ml.parent_death import die_with_parent
+from ml.saving import save_model
 
 PROGRESS_MARK = "vpo-progress "
+FAILURE_MARK = "vpo-failure "
+STATES_KEPT = 1
+"""A new state is whole before the one before it goes."""
 
 
 class LoraSettings(BaseModel):
@@ -51,7 +59,23 @@ class DpoSettings(TrainingSettings):
 
     beta: float = Field(0.1, gt=0)
     sft_weight: float = Field(0.0, ge=0, description="weight of an added SFT loss on the chosen prompts")
-    precompute_reference: bool = True
+    precompute_reference: bool = Field(True, description="the reference policy is asked once, before training")
+    length_desensitization: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="against prompts that grow longer and longer: how much the tokens count by which one prompt of a "
+        "pair is longer than the other (LD-DPO's alpha, arXiv 2409.06411); none: as much as all others",
+    )
+    length_normalization: bool = Field(
+        False, description="against the same: compare means over tokens instead of sums; wants a larger beta"
+    )
+
+    @model_validator(mode="after")
+    def _one_remedy(self) -> "DpoSettings":
+        if self.length_normalization and self.length_desensitization is not None:
+            raise ValueError("length_desensitization and length_normalization are two ways to one end: set one of them")
+        return self
 
 
 class TrainingJob(BaseModel):
@@ -88,6 +112,31 @@ class NothingToLearn(RuntimeError):
     """No example is left to train on."""
 
 
+def run(train: Callable[[TrainingJob], None]) -> None:
+    """The whole of a training process: read the job, train, and leave what went wrong where the trainer finds it.
+
+    With several processes, the launcher's own report would otherwise bury the reason of the first failure.
+    """
+    job = read_job(sys.argv)
+    try:
+        train(job)
+        _end_together()
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        _tell(FAILURE_MARK, f"{type(error).__name__}: {error}")
+        raise SystemExit(1) from None
+
+
+def _end_together() -> None:
+    """Wait for the process that writes the model. One that ends before it takes the others with it."""
+    import torch.distributed as distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def read_job(argv: list[str]) -> TrainingJob:
     """The job whose file is named on the command line. The process ends with whoever started it."""
     die_with_parent()
@@ -96,47 +145,73 @@ def read_job(argv: list[str]) -> TrainingJob:
     return TrainingJob.model_validate_json(Path(argv[1]).read_text())
 
 
-def load_model_and_tokenizer(job: TrainingJob) -> tuple[Any, Any]:
-    """The base model in the job's dtype, and its tokenizer with a padding token."""
+def load_model_and_tokenizer(job: TrainingJob, settings: TrainingSettings) -> tuple[Any, Any]:
+    """The base model, and its tokenizer with a padding token. TRL's configuration must have been made before: it
+    tells transformers whether the weights are to be sharded.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(job.base_model, revision=job.revision)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(job.base_model, revision=job.revision, dtype=getattr(torch, job.dtype))
+    dtype = weights_dtype(job, settings, sharded=is_sharded(os.environ))
+    model = AutoModelForCausalLM.from_pretrained(job.base_model, revision=job.revision, dtype=getattr(torch, dtype))
     return model, tokenizer
+
+
+def is_sharded(environment: Mapping[str, str]) -> bool:
+    """Whether accelerate was told to shard the weights (FSDP, DeepSpeed)."""
+    names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(environment.get(name, "").lower() == "true" for name in names)
+
+
+def weights_dtype(job: TrainingJob, settings: TrainingSettings, *, sharded: bool) -> str:
+    """The dtype that the weights are held in while they are trained.
+
+    Weights that are trained themselves are held in float32, whatever they are computed in: next to a weight of 0.02,
+    an update of 2e-6 is nothing in bfloat16, so that nothing would be learned. FSDP and DeepSpeed keep such copies
+    themselves; under LoRA only the adapters are trained, and PEFT holds them in float32.
+    """
+    return job.dtype if settings.lora or sharded else "float32"
 
 
 def common_arguments(job: TrainingJob, settings: TrainingSettings) -> dict[str, Any]:
     """The arguments that SFTConfig and DPOConfig have in common."""
-    import os
-
     import torch
 
-    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    return {
+        **chosen_arguments(job, settings, devices=int(os.environ.get("WORLD_SIZE", "1"))),
+        "output_dir": str(job.work),
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": settings.save_every,
+        "save_total_limit": STATES_KEPT,
+        "save_only_model": False,  # the optimizer is part of what a crashed run resumes from
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not cuda,
+        "dataloader_pin_memory": cuda,
+        "remove_unused_columns": False,
+    }
+
+
+def chosen_arguments(job: TrainingJob, settings: TrainingSettings, devices: int) -> dict[str, Any]:
+    """What the profile's settings are called by TRL, for so many devices."""
     micro = micro_batch_size(settings, devices)
     return {
-        "output_dir": str(job.work),
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": settings.batch_size // (micro * devices),
-        "warmup_steps": settings.warmup,
+        "warmup_steps": settings.warmup,  # below 1 it is a share of all steps
         "lr_scheduler_type": settings.schedule,
         "max_length": settings.max_length,
         "bf16": job.dtype == "bfloat16",
+        "fp16": job.dtype == "float16",
         "gradient_checkpointing": settings.gradient_checkpointing,
         "seed": settings.seed or 0,
         "data_seed": settings.seed or 0,
-        "logging_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": settings.save_every,
-        "save_total_limit": 1,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "remove_unused_columns": False,
     }
 
 
@@ -183,24 +258,61 @@ def progress_callback() -> Any:
             del args, control
             if state.is_world_process_zero and logs:
                 figures = {key: value for key, value in logs.items() if isinstance(value, int | float)}
-                line = {"step": state.global_step, "steps": state.max_steps, **figures}
-                sys.stdout.write(PROGRESS_MARK + json.dumps(line) + "\n")
-                sys.stdout.flush()
+                _tell(PROGRESS_MARK, {"step": state.global_step, "steps": state.max_steps, **figures})
 
     return Progress()
 
 
+def _tell(mark: str, what: object) -> None:
+    """One line for whoever started the process."""
+    sys.stdout.write(f"{mark}{json.dumps(what)}\n")
+    sys.stdout.flush()
+
+
+def dataset_file(job: TrainingJob, rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The examples as a dataset in a file of the work folder, written once.
+
+    A dataset in memory would do for one process. In a file, what TRL computes from it (tokens, the reference's log
+    probabilities) is found by the other processes, and again after a crash.
+    """
+    from accelerate import PartialState
+    from datasets import Dataset
+
+    with job.data.open("rb") as stream:
+        name = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+    file = job.work / "examples" / f"{name}.arrow"
+    with PartialState().main_process_first():
+        if not file.exists():
+            _write_arrow(file, rows)
+        return Dataset.from_file(str(file))
+
+
+def _write_arrow(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist([dict(row) for row in rows])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(".writing")
+    with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    beside.rename(file)
+
+
 def train_and_save(trainer: Any, tokenizer: Any, job: TrainingJob, examples: int, too_long: int) -> None:
-    """Train from the last saved state, if there is one; merge any adapter; save model, tokenizer and report."""
+    """Train from the last saved state, if there is one; save model, tokenizer and report."""
     started = time.monotonic()
     trainer.add_callback(progress_callback())
-    trainer.train(resume_from_checkpoint=_last_state(job.work))
+    trainer.train(resume_from_checkpoint=last_state(job.work))
+    save_model(
+        trainer,
+        base_model=job.base_model,
+        revision=job.revision,
+        dtype=job.dtype,
+        output=job.output,
+        sharded=is_sharded(os.environ),
+    )
     if not trainer.is_world_process_zero():
         return
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
-    model.save_pretrained(job.output)
     tokenizer.save_pretrained(job.output)
     curve = [
         {key: float(value) for key, value in entry.items() if isinstance(value, int | float)}
@@ -211,7 +323,22 @@ def train_and_save(trainer: Any, tokenizer: Any, job: TrainingJob, examples: int
     )
 
 
-def _last_state(work: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
+def last_state(work: Path) -> str | None:
+    """The newest whole state to resume from. A run that was killed while it saved leaves one that is not whole.
 
-    return get_last_checkpoint(str(work)) if work.exists() else None
+    The trainer writes `trainer_state.json` after everything else, so a state that has it, readable, has the rest.
+    """
+    states = [folder for folder in work.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdigit()]
+    whole = [folder for folder in states if _is_whole(folder)]
+    return str(max(whole, key=_step)) if whole else None
+
+
+def _step(state: Path) -> int:
+    return int(state.name.removeprefix("checkpoint-"))
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        return bool(json.loads((state / "trainer_state.json").read_text())["global_step"] == _step(state))
+    except (OSError, ValueError, KeyError):
+        return False

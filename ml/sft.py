@@ -4,16 +4,16 @@ Belongs here: turning examples into TRL's SFT. Data: Parquet with `messages`, a 
 last message is the prompt to be learned. Does not belong here: what DPO needs as well (ml/fine_tuning.py).
 """
 
-import sys
 from typing import Any
 
 from ml.fine_tuning import (
     NothingToLearn,
     TrainingJob,
     common_arguments,
+    dataset_file,
     load_model_and_tokenizer,
     lora_config,
-    read_job,
+    run,
     too_long_count,
     train_and_save,
 )
@@ -26,16 +26,22 @@ def train(job: TrainingJob) -> None:
     if job.sft is None:
         raise ValueError("the job has no sft settings")
     conversations = _conversations(job)
-    model, tokenizer = load_model_and_tokenizer(job)
+    arguments = SFTConfig(**common_arguments(job, job.sft), **own_arguments())
+    model, tokenizer = load_model_and_tokenizer(job, job.sft)
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**common_arguments(job, job.sft), completion_only_loss=True),
-        train_dataset=_dataset(conversations),
+        args=arguments,
+        train_dataset=_dataset(job, conversations),
         processing_class=tokenizer,
         peft_config=lora_config(job.sft),
     )
     too_long = too_long_count(tokenizer, conversations, job.sft.max_length)
     train_and_save(trainer, tokenizer, job, len(conversations), too_long)
+
+
+def own_arguments() -> dict[str, Any]:
+    """The arguments that SFTConfig has beside those of `common_arguments`."""
+    return {"completion_only_loss": True}
 
 
 def _conversations(job: TrainingJob) -> list[list[dict[str, str]]]:
@@ -47,11 +53,9 @@ def _conversations(job: TrainingJob) -> list[list[dict[str, str]]]:
     return conversations
 
 
-def _dataset(conversations: list[list[dict[str, str]]]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list([{"prompt": messages[:-1], "completion": messages[-1:]} for messages in conversations])
+def _dataset(job: TrainingJob, conversations: list[list[dict[str, str]]]) -> Any:
+    return dataset_file(job, [{"prompt": messages[:-1], "completion": messages[-1:]} for messages in conversations])
 
 
 if __name__ == "__main__":
-    train(read_job(sys.argv))
+    run(train)

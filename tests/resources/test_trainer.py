@@ -7,11 +7,12 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ml.fine_tuning import TrainingJob, TrainingSettings
-from resources.settings import TrainerSettings
+from resources.settings import ACCELERATE_CONFIGS, LAUNCHES, TrainerSettings
 from resources.trainer import LINES_SHOWN, TrainingFailed, TrlTrainer, build_trainer
 
 
@@ -88,14 +89,14 @@ def test_a_failure_shows_the_end_of_the_log_and_where_it_is(tmp_path: Path) -> N
         import sys
         for line in range(100):
             print("line", line)
-        sys.exit("CUDA out of memory")
+        sys.exit("no room on the moon")
     """
     with pytest.raises(TrainingFailed) as caught:
         Scripted(program).train("dpo", a_job(tmp_path), lambda _: None)
     message = str(caught.value).splitlines()
     assert "dpo ended with status 1" in message[0]
     assert str(tmp_path / "work" / "training.log") in message[0]
-    assert message[-1] == "CUDA out of memory"
+    assert message[-1] == "no room on the moon"
     assert len(message) == 1 + LINES_SHOWN
     assert "line 99" in message[-2]
 
@@ -179,7 +180,193 @@ def test_a_run_that_is_killed_leaves_no_training_behind(tmp_path: Path) -> None:
     assert is_gone(pid)
 
 
-def test_several_devices_are_started_by_accelerate() -> None:
-    command = build_trainer(TrainerSettings(launch=["--num_processes", "2"]))._command("dpo", Path("job.json"))
-    assert command[1:] == ["-m", "accelerate.commands.launch", "--num_processes", "2", "-m", "ml.dpo", "job.json"]
-    assert build_trainer(TrainerSettings())._command("sft", Path("job.json"))[1:] == ["-m", "ml.sft", "job.json"]
+# ---- several devices ---------------------------------------------------------------------------------------------
+
+
+def command_of(folder: Path, **settings: Any) -> list[str]:
+    """The command that a training is started with, behind the interpreter."""
+    job = a_job(folder)
+    file = folder / "job.json"
+    file.write_text(job.model_dump_json())
+    return build_trainer(TrainerSettings.model_validate(settings))._command("dpo", file)[1:]
+
+
+def understood(folder: Path, **settings: Any) -> tuple[Any, Any]:
+    """What accelerate itself makes of that command: its arguments, and those that it took from the config."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    command = command_of(folder, **settings)
+    assert command[:2] == ["-m", "accelerate.commands.launch"]
+    arguments, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(command[2:]))
+    assert (arguments.module, arguments.training_script) == (True, "ml.dpo")
+    assert arguments.training_script_args == [str(folder / "job.json")]
+    assert arguments.main_process_port == 0  # two trainings may run at once
+    assert arguments.mixed_precision == "bf16"  # the job's dtype
+    return arguments, defaults
+
+
+def test_one_process_needs_no_launcher(tmp_path: Path) -> None:
+    assert command_of(tmp_path) == ["-m", "ml.dpo", str(tmp_path / "job.json")]
+
+
+def test_arguments_of_the_launcher_are_passed_on(tmp_path: Path) -> None:
+    launcher = ["-m", "accelerate.commands.launch", "--num_processes", "2"]
+    assert command_of(tmp_path, launch=["--num_processes", "2"]) == [
+        *launcher,
+        *("-m", "ml.dpo", str(tmp_path / "job.json")),
+    ]
+    arguments, _ = understood(tmp_path, accelerate="ddp", processes=4, launch=["--gpu_ids", "4,5,6,7"])
+    assert (arguments.num_processes, arguments.gpu_ids) == (4, "4,5,6,7")
+
+
+def test_accelerate_takes_the_config_of_one_process(tmp_path: Path) -> None:
+    arguments, _ = understood(tmp_path, accelerate="single")
+    assert arguments.num_processes == 1
+    assert not (arguments.multi_gpu or arguments.use_fsdp or arguments.use_deepspeed)
+
+
+def test_accelerate_takes_the_config_of_copies(tmp_path: Path) -> None:
+    arguments, _ = understood(tmp_path, accelerate="ddp", processes=8)
+    assert arguments.multi_gpu and arguments.num_processes == 8
+    assert not (arguments.use_fsdp or arguments.use_deepspeed)
+
+
+def test_accelerate_takes_the_config_of_fsdp(tmp_path: Path) -> None:
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    arguments, defaults = understood(tmp_path, accelerate="fsdp", processes=8)
+    assert arguments.use_fsdp and arguments.num_processes == 8
+    assert str(defaults.distributed_type) == "DistributedType.FSDP"
+    environment = prepare_multi_gpu_env(arguments)
+    assert environment["ACCELERATE_USE_FSDP"] == "true"
+    assert environment["FSDP_VERSION"] == "2"
+    assert environment["FSDP_RESHARD_AFTER_FORWARD"] == "true"
+    assert environment["FSDP_AUTO_WRAP_POLICY"] == "TRANSFORMER_BASED_WRAP"
+    assert environment["FSDP_STATE_DICT_TYPE"] == "SHARDED_STATE_DICT"
+    assert environment["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+    assert environment["FSDP_OFFLOAD_PARAMS"] == "false"
+
+
+def test_accelerate_takes_the_config_of_zero3(tmp_path: Path) -> None:
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env
+
+    arguments, defaults = understood(tmp_path, accelerate="zero3", processes=8)
+    assert arguments.use_deepspeed and arguments.num_processes == 8
+    arguments.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    _, environment = prepare_deepspeed_cmd_env(arguments)
+    assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+    assert environment["ACCELERATE_DEEPSPEED_ZERO3_INIT"] == "true"
+    assert environment["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
+    assert environment["ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"] == "none"
+    assert "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" not in environment  # those of the training
+
+
+def test_a_config_of_one_s_own_is_used(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text((ACCELERATE_CONFIGS / "ddp.yaml").read_text() + "num_processes: 7\n")
+    arguments, _ = understood(tmp_path, accelerate=str(own), processes=3)
+    assert (arguments.multi_gpu, arguments.num_processes) == (True, 3)
+
+
+def test_every_shipped_config_has_a_name_in_the_settings() -> None:
+    shipped = {file.stem for file in ACCELERATE_CONFIGS.glob("*.yaml")}
+    assert shipped == set(LAUNCHES) - {"none"}
+    for name in shipped:
+        assert TrainerSettings(accelerate=name).accelerate_config == ACCELERATE_CONFIGS / f"{name}.yaml"
+
+
+def test_auto_is_a_process_for_each_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resources.trainer._gpus", lambda: 4)
+    assert understood(tmp_path, accelerate="ddp")[0].num_processes == 4
+    monkeypatch.setattr("resources.trainer._gpus", lambda: 0)
+    assert understood(tmp_path, accelerate="ddp")[0].num_processes == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "visible", "seen"),
+    [
+        ({}, None, "0"),  # TRL refuses to share one process between GPUs
+        ({}, "2,3", "2"),
+        ({}, "", ""),
+        ({"accelerate": "single"}, "GPU-8f3a,GPU-77b0", "GPU-8f3a"),
+        ({"accelerate": "ddp"}, "2,3", "2,3"),
+        ({"launch": ["--multi_gpu"]}, "2,3", "2,3"),
+    ],
+)
+def test_a_process_that_is_alone_sees_one_gpu(settings: dict[str, Any], visible: str | None, seen: str) -> None:
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    chosen = build_trainer(TrainerSettings.model_validate(settings))._environment({"HOME": "/h", **environment})
+    assert (chosen["CUDA_VISIBLE_DEVICES"], chosen["HOME"]) == (seen, "/h")
+
+
+def test_a_process_that_is_alone_is_told_of_no_others() -> None:
+    of_the_run = {"WORLD_SIZE": "8", "RANK": "3", "LOCAL_RANK": "3", "HOME": "/h"}
+    assert not build_trainer(TrainerSettings())._environment(of_the_run).keys() & {"WORLD_SIZE", "RANK", "LOCAL_RANK"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "states"),
+    [
+        ({}, "work"),
+        ({"accelerate": "ddp", "processes": 2}, "work"),  # whole states, which any number of processes can go on from
+        ({"accelerate": "fsdp", "processes": 2}, "work/fsdp-2"),
+        ({"accelerate": "zero3", "processes": 8}, "work/zero3-8"),
+        ({"accelerate": "/etc/own.yaml", "processes": 4}, "work/own-4"),
+    ],
+)
+def test_states_in_pieces_are_kept_apart(tmp_path: Path, settings: dict[str, Any], states: str) -> None:
+    trainer = build_trainer(TrainerSettings.model_validate(settings))
+    assert trainer._with_own_states(a_job(tmp_path)).work == tmp_path / states
+
+
+def test_nothing_of_a_training_is_reported_to_anyone() -> None:
+    assert build_trainer(TrainerSettings())._environment({})["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("accelerate", "said"),
+    [("/nowhere/own.yaml", "there is no such file"), ("zero3", "needs DeepSpeed: pip install 'deepspeed>=0.18.6'")],
+)
+def test_what_cannot_start_is_refused_before_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerate: str, said: str
+) -> None:
+    monkeypatch.setattr("resources.trainer.find_spec", lambda name: None)
+    with pytest.raises(TrainingFailed, match=said):
+        build_trainer(TrainerSettings(accelerate=accelerate)).train("sft", a_job(tmp_path), lambda _: None)
+
+
+# ---- what is said of failures --------------------------------------------------------------------------------------
+
+
+def test_the_first_reason_stands_before_the_launcher_s_report(tmp_path: Path) -> None:
+    program = """
+        import sys
+        print("Traceback: the true one")
+        print('vpo-failure "ValueError: too narrow"')
+        print('vpo-failure "RuntimeError: the other one went away"')
+        for line in range(100):
+            print("ChildFailedError", line)
+        sys.exit(1)
+    """
+    with pytest.raises(TrainingFailed) as caught:
+        Scripted(program).train("sft", a_job(tmp_path), lambda _: None)
+    first, *rest = str(caught.value).splitlines()
+    assert first.startswith("sft ended with status 1: ValueError: too narrow; the log is ")
+    assert rest == ["Traceback: the true one"]
+    assert "ChildFailedError 99" in (tmp_path / "work" / "training.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("program", "advice"),
+    [
+        (
+            """import sys; print('vpo-failure "OutOfMemoryError: CUDA out of memory"'); sys.exit(1)""",
+            "micro_batch_size",
+        ),
+        ("import sys; sys.exit('torch.cuda.OutOfMemoryError: CUDA out of memory.')", "micro_batch_size"),
+        ("import os; os.kill(os.getpid(), 9)", "for want of main memory"),
+    ],
+)
+def test_a_want_of_memory_comes_with_advice(tmp_path: Path, program: str, advice: str) -> None:
+    with pytest.raises(TrainingFailed, match=advice):
+        Scripted(program).train("sft", a_job(tmp_path), lambda _: None)

@@ -1,0 +1,93 @@
+"""Are the files there that the profile names?
+
+Belongs here: queries, examples, templates, checklists. Does not belong here: weights (weights.py).
+"""
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from ml import templates
+from ml.drafting import UnusableExamples, load_examples
+from resources.backend_settings import ChecklistFiles
+from resources.checklist_files import load_checklist
+from resources.doctor.findings import Finding, fault, ok, warning
+from resources.outcome import Unavailable
+from resources.settings import BUNDLED, Profile
+from storage.query_files import GoodRow, UnreadableFile, read_query_file
+
+ROWS_TRIED = 100
+
+
+def check_files(profile: Profile) -> Iterator[Finding]:
+    """A line for each file that decides what is made."""
+    yield from _queries(profile)
+    if profile.drafts.examples != BUNDLED:
+        yield _examples(Path(profile.drafts.examples))
+    if profile.templates is not None:
+        yield _templates(profile.templates)
+    for name, target in profile.targets.items():
+        source = getattr(target.video_reward, "checklist", None)
+        if source is not None:
+            yield _checklist(f"targets.{name}.video_reward.checklist", source)
+
+
+def _queries(profile: Profile) -> Iterator[Finding]:
+    names = profile.queries.files
+    if not names:
+        yield warning("queries.files", "none named: there is only what `vpo ingest` brought", "name your query files")
+    for name in names:
+        if name != BUNDLED:
+            yield _query_file(Path(name))
+        elif "shapes" in profile.targets:
+            yield ok("queries.files", "bundled: the shapes world's queries")
+        else:
+            yield warning(
+                "queries.files", "the bundled queries are of the shapes world", "name your own files in queries.files"
+            )
+
+
+def _query_file(file: Path) -> Finding:
+    remedy = "put your queries there, one a line, or name other files in queries.files (VPO_QUERIES__FILES='[\"...\"]')"
+    try:
+        rows = list(islice(read_query_file(file), ROWS_TRIED))
+    except (UnreadableFile, OSError) as error:
+        return fault("queries.files", " ".join(str(error).split()), remedy)
+    good = sum(isinstance(row, GoodRow) for row in rows)
+    if not good:
+        return fault("queries.files", f"{file}: not one of its first {len(rows)} rows is a query", remedy)
+    return ok("queries.files", f"{file}: readable")
+
+
+def _examples(file: Path) -> Finding:
+    try:
+        return ok("drafts.examples", f"{file}: {len(load_examples(file))} examples")
+    except (UnusableExamples, OSError) as error:
+        return fault("drafts.examples", " ".join(str(error).split()), "correct the file, or set it to bundled")
+
+
+def _templates(folder: Path) -> Finding:
+    own = sorted(file.name for file in folder.glob("*.txt")) if folder.is_dir() else []
+    if not own:
+        return fault("templates", f"{folder}: no folder with *.txt files", "correct the folder, or leave templates out")
+    shipped = {file.name for file in Path(templates.__file__).parent.glob("*.txt")}
+    unknown = [name for name in own if name not in shipped]
+    if unknown:
+        return warning("templates", f"{unknown[0]} replaces none of {', '.join(sorted(shipped))}", "check its name")
+    return ok("templates", f"{folder}: {', '.join(own)}")
+
+
+def _checklist(key: str, source: ChecklistFiles | Path) -> Finding:
+    try:
+        checklist = load_checklist(source)
+    except Unavailable as error:
+        return fault(
+            key, " ".join(str(error).split()), "VisionReward's files are at https://github.com/THUDM/VisionReward"
+        )
+    return ok(key, f"{checklist.name}: {len(checklist)} questions")
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be written into a folder."""
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
