@@ -113,7 +113,8 @@ def test_a_detail_that_nobody_asked_for_may_be_added() -> None:
 
 
 @pytest.mark.parametrize("phrase", STYLES)
-@pytest.mark.parametrize("flaw", ["none", *sorted(FLAWS.keys() - {"empty", "too short", "cut off"})])  # these lack just words
+# Those left out lack just words.
+@pytest.mark.parametrize("flaw", ["none", *sorted(FLAWS.keys() - {"empty", "too short", "cut off"})])
 def test_style_is_none_of_the_judges_business(flaw: str, phrase: str) -> None:
     query, prompt, _, _ = FLAWS[flaw] if flaw != "none" else (QUERY, PROMPT, "", "")
     before, after = critique(query, prompt), critique(query, f"{prompt} Shot with {phrase}.")
