@@ -11,8 +11,8 @@ VLLM_READY := .venv-vllm/.ready
 
 help:
 	@echo "make demo          make the environment, run the whole loop, show what it is worth"
-	@echo "make test          lint, types, architecture, and every test, those of vLLM in .venv-vllm"
-	@echo "make test-vllm     the tests of vLLM only"
+	@echo "make test          lint, types, architecture, and every test but those of vLLM"
+	@echo "make test-vllm     the tests of vLLM, in .venv-vllm"
 	@echo "make ui            the Dagster UI on http://127.0.0.1:3000"
 	@echo "make env           the environment only (.venv)"
 	@echo "make vllm-env      the environment with the CPU build of vLLM only (.venv-vllm)"
@@ -61,7 +61,6 @@ demo: $(READY)
 
 test: lint
 	$(BIN)/pytest -m "not vllm"
-	$(MAKE) test-vllm
 
 test-vllm: $(VLLM_READY)
 	$(VLLM_BIN)/pytest -m vllm tests/vllm

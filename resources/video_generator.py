@@ -5,6 +5,7 @@ video_server.py) or storing clips (storage/videos.py).
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -36,12 +37,12 @@ class VideoGenerator(Protocol):
         ...
 
 
-def build_video_generator(settings: VideoGeneratorSettings) -> VideoGenerator:
-    """The video model that the profile names for a target."""
+def build_video_generator(settings: VideoGeneratorSettings, jobs: Path | None = None) -> VideoGenerator:
+    """The video model that the profile names for a target; `jobs` is where a video server's open jobs are noted."""
     if isinstance(settings, DiffusersSettings):
         from resources.diffusers_generator import DiffusersVideoGenerator
 
         return DiffusersVideoGenerator(settings)
     from resources.video_server import ServedVideoGenerator
 
-    return ServedVideoGenerator(settings)
+    return ServedVideoGenerator(settings, jobs)

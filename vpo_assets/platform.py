@@ -113,7 +113,10 @@ class Platform:
     @cached_property
     def video_generators(self) -> Mapping[str, VideoGenerator]:
         """The target video models."""
-        return {name: build_video_generator(t.video_generator) for name, t in self.profile.targets.items()}
+        return {
+            name: build_video_generator(t.video_generator, self.home / "video_jobs" / name)
+            for name, t in self.profile.targets.items()
+        }
 
     @cached_property
     def video_rewards(self) -> Mapping[str, VideoReward]:
