@@ -59,4 +59,6 @@ def model_name(settings: TransformersModelSettings | VllmModelSettings) -> str:
     if settings.model == EMBEDDED:
         return EMBEDDED_NAME
     folder = Path(settings.model)
-    return f"{settings.model} {folder_fingerprint(folder)}" if folder.is_dir() else settings.model
+    if folder.is_dir():
+        return f"{settings.model} {folder_fingerprint(folder)}"
+    return f"{settings.model}@{settings.revision}" if settings.revision else settings.model

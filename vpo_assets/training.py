@@ -112,6 +112,7 @@ def train(
     def fill(folder: Path) -> Mapping[str, Any]:
         job = TrainingJob(
             base_model=path,
+            revision=platform.profile.trained_model.revision if training.stage == "sft" else None,
             dtype=platform.profile.trained_model.dtype,
             data=data,
             work=work / "states",
