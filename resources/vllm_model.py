@@ -170,6 +170,7 @@ def _prompt_lengths(engine: Any, conversations: Sequence[Conversation]) -> list[
 def _sampling_params(sampling: Sampling, seeds: Sequence[int], schema: JsonSchema | None) -> list[Any]:
     """vLLM's own parameters, one for each row, since each has a seed of its own."""
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import StructuredOutputsParams
 
     structured = {} if schema is None else {"structured_outputs": StructuredOutputsParams(json=dict(schema))}
@@ -184,7 +185,7 @@ def _sampling_params(sampling: Sampling, seeds: Sequence[int], schema: JsonSchem
             )
             for seed in seeds
         ]
-    except ValueError as error:
+    except (ValueError, VLLMValidationError) as error:
         raise Unavailable(f"vLLM does not take these sampling settings: {error}") from error
 
 

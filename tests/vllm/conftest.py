@@ -19,6 +19,12 @@ from resources.embedded_language_model import embedded_language_model
 WINDOW = 2048  # tokens
 LONGEST_START = 300  # seconds
 SERVED_NAME = "smollm2"
+SMALL_SCHEMA = {
+    "type": "object",
+    "properties": {"better": {"type": "string", "enum": ["A", "B", "tie"]}, "sure": {"type": "boolean"}},
+    "required": ["better", "sure"],
+    "additionalProperties": False,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,7 +64,7 @@ def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log.txt"
     command = [
-        *(str(Path(sys.executable).with_name("vllm")), "serve", str(smollm2)),
+        *(sys.executable, str(Path(__file__).with_name("serve.py")), "serve", str(smollm2)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", SERVED_NAME),
         *("--max-model-len", str(WINDOW), "--max-num-seqs", "64", "--enforce-eager"),
     ]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from ml.parsing import COMPARISON_SCHEMA, VERDICT_SCHEMA
 from resources.backend_settings import LlmJudgeSettings, SamplingSettings, VllmModelSettings
 from resources.judge import Judgement
 from resources.language_model import LanguageModel, Sampling
@@ -19,9 +18,8 @@ from resources.llm_judge import LlmJudge
 from resources.outcome import Failed, Unavailable
 from resources.vllm_model import VllmLanguageModel
 from tests.resources.language_model_contract import CONVERSATIONS, SEEDS, WARM, HoldsMemory, asking, replies
-from tests.tiny_model import save_tiny_model
 from tests.vllm import NEEDS_VLLM
-from tests.vllm.conftest import vllm_settings
+from tests.vllm.conftest import SMALL_SCHEMA, vllm_settings
 from tests.vllm.engines import is_running, running_engines
 
 pytestmark = NEEDS_VLLM
@@ -50,13 +48,14 @@ def test_conversations_share_what_they_begin_with(smol: VllmLanguageModel) -> No
     assert smol._engine.llm_engine.vllm_config.cache_config.enable_prefix_caching
 
 
-@pytest.mark.parametrize("schema", [VERDICT_SCHEMA, COMPARISON_SCHEMA])
-def test_a_schema_binds_the_reply(smol: VllmLanguageModel, schema: dict[str, object]) -> None:
-    outcomes = replies(smol.generate([asking("hello")] * 4, Sampling(0.5, 0.9, 300), [1, 2, 3, 4], schema=schema))
-    whole = [json.loads(reply.text) for reply in outcomes if reply.whole]
-    assert whole
-    for found in whole:
-        assert list(found) == schema["required"]
+def test_a_schema_binds_the_reply(smol: VllmLanguageModel) -> None:
+    asked = [asking(text) for text in ("hello", "Is the sky blue?", "x", "Say nothing.")]
+    for reply in replies(smol.generate(asked, Sampling(1.0, 1.0, 60), SEEDS[:4], schema=SMALL_SCHEMA)):
+        assert reply.whole
+        found = json.loads(reply.text)
+        assert list(found) == ["better", "sure"]
+        assert found["better"] in ("A", "B", "tie")
+        assert isinstance(found["sure"], bool)
 
 
 def test_a_judge_in_vllm_gives_verdicts_in_the_form_that_is_asked_for(smol: VllmLanguageModel) -> None:
@@ -90,9 +89,11 @@ def test_a_model_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     missing.close()
 
 
-def test_a_model_that_cannot_chat_is_refused(tmp_path: Path) -> None:
-    folder = save_tiny_model(tmp_path / "base", chat_template=False)
-    model = VllmLanguageModel(vllm_settings(), folder, "base")
+def test_a_model_that_cannot_chat_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    for file in smollm2.iterdir():
+        if file.name != "chat_template.jinja":
+            (tmp_path / file.name).symlink_to(file)
+    model = VllmLanguageModel(vllm_settings(), tmp_path, "base")
     with pytest.raises(Unavailable, match="base has no chat template: name an instruction-tuned one"):
         model.generate(CONVERSATIONS[:1], WARM, [1])
 
@@ -101,7 +102,7 @@ OWNER = """
 import os, signal, sys
 from resources.vllm_model import VllmLanguageModel
 from resources.language_model import Sampling
-from tests.vllm.conftest import vllm_settings
+from tests.vllm.conftest import SMALL_SCHEMA, vllm_settings
 from tests.vllm.engines import is_running, running_engines
 
 if __name__ == "__main__":
