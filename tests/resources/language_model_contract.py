@@ -88,14 +88,14 @@ class LanguageModelContract:
         outcomes = model.generate([CONVERSATIONS[0], long, CONVERSATIONS[1], long], WARM, [11, 1, 22, 2])
         assert isinstance(outcomes[1], Failed)
         assert isinstance(outcomes[3], Failed)
-        assert self.too_long in outcomes[1].reason
+        assert self.too_long in outcomes[1].reason, outcomes[1].reason
         assert [outcomes[0], outcomes[2]] == model.generate(CONVERSATIONS[:2], WARM, SEEDS[:2])
         assert isinstance(model.generate([long], WARM, [1])[0], Failed)
 
     def test_more_new_tokens_than_the_window_has_fail_too(self, model: LanguageModel) -> None:
         outcome = model.generate(CONVERSATIONS[:1], Sampling(max_new_tokens=10_000_000), [1])[0]
         assert isinstance(outcome, Failed)
-        assert self.too_many in outcome.reason
+        assert self.too_many in outcome.reason, outcome.reason
 
     def test_every_conversation_needs_its_seed(self, model: LanguageModel) -> None:
         with pytest.raises(ValueError, match="2 conversations need as many seeds, not 1"):
