@@ -147,6 +147,7 @@ async def _do_all(
             for index in range(len(items)):
                 place = await _Place.taken(asking)
                 if asking.stopped:
+                    place.leave()  # an item that lent its place waits for it
                     break
                 tasks.create_task(do(index, place))
     except BaseExceptionGroup as errors:
@@ -223,6 +224,10 @@ class _Asking:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._gone.wait()
+        self.raise_if_gone()
+
+    def raise_if_gone(self) -> None:
+        """Raises Unavailable if the server stopped us: a request that waited is then not made."""
         if self._gone_because:
             raise self._gone_because
 
@@ -392,6 +397,7 @@ class _PatientSession:
         await self._asking.pause(seconds)
         if lent:
             await self._place.take_back()
+            self._asking.raise_if_gone()
 
 
 def _backoff(steps: int, retry_after: float | None) -> float:

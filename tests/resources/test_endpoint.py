@@ -336,6 +336,16 @@ def test_a_broken_server_is_not_asked_for_every_row() -> None:
     assert len(stub.tries) <= 20
 
 
+def test_an_item_that_lent_its_place_ends_when_the_server_stops_us() -> None:
+    def withdrawn(asked: Asked) -> Answer:
+        if asked.name.startswith("a"):
+            return error(500, "once")
+        return Answer(error(401, "key withdrawn").body, 401, seconds=0.5, kind="401")
+
+    with pytest.raises(Unavailable, match="key withdrawn"):
+        ask(withdrawn, ["a", "b", "c"], concurrency=1)
+
+
 def test_good_answers_in_between_show_that_it_is_the_rows() -> None:
     items = [f"{kind} {i}" for i in range(12) for kind in ("bad", "good")]
     outcomes, _ = ask(
