@@ -60,7 +60,8 @@ demo: $(READY)
 	@echo "Open the graph:     make ui, then http://127.0.0.1:3000"
 
 test: lint
-	$(BIN)/pytest -m "not vllm"
+	$(BIN)/pytest -n auto -m "not slow and not ui and not vllm"
+	$(BIN)/pytest -m "(slow or ui) and not vllm"
 
 test-vllm: $(VLLM_READY)
 	$(VLLM_BIN)/pytest -m vllm tests/vllm

@@ -95,12 +95,13 @@ def asked_of(model: LanguageModel) -> list[tuple[Conversation, int]]:
     return asked
 
 
-def through_the_step(platform: Platform) -> tuple[int, float]:
-    """New tokens and seconds of one full refresh of the drafts."""
+def through_the_step(platform: Platform, run: str) -> tuple[int, float]:
+    """New tokens and seconds of one full refresh of the drafts; a run's own rows would be reused."""
     config = platform.profile.refresh.config(DRAFTS_STEP.batch_size(platform))
     started = time.perf_counter()
-    DRAFTS_STEP.refresh(platform, replace(config, mode=Mode.FULL), "benchmark", lambda _: None)
+    DRAFTS_STEP.refresh(platform, replace(config, mode=Mode.FULL), run, lambda _: None)
     seconds = time.perf_counter() - started
+    assert platform.lake.query(f"SELECT DISTINCT run_id FROM {DRAFTS.qualified}").to_pylist() == [{"run_id": run}]
     (total,) = platform.lake.query(f"SELECT sum(new_tokens) AS tokens FROM {DRAFTS.qualified}").to_pylist()
     return int(total["tokens"]), seconds
 
@@ -126,7 +127,7 @@ def measure(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
     model = platform.language_model
     assert isinstance(model, VllmLanguageModel)
     asked = asked_of(model)
-    through_the_step(platform)  # starts the engine, and shows which conversations the step makes
+    through_the_step(platform, "first")  # starts the engine, and shows which conversations the step makes
     conversations = list(asked)
     turns: list[dict[str, tuple[int, float]]] = []
     for number in range(arguments.turns):
@@ -134,7 +135,7 @@ def measure(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
         for side in ("step", "chat") if number % 2 == 0 else ("chat", "step"):
             model._engine.reset_prefix_cache()
             if side == "step":
-                turn[side] = through_the_step(platform)
+                turn[side] = through_the_step(platform, f"turn {number}")
             else:
                 turn[side] = through_chat(model._engine, conversations, arguments.tokens)
         turns.append(turn)

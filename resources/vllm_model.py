@@ -130,8 +130,12 @@ class VllmLanguageModel:
 
     def _arguments(self) -> dict[str, Any]:
         """What the settings say to the engine; what they leave out is vLLM's to choose."""
+        from vllm.platforms import current_platform
+
         settings = self.settings
         optional = {
+            # A prompt that is read in pieces has its seed's state wound back, which no CPU can: it kills the engine.
+            "enable_chunked_prefill": False if current_platform.is_cpu() else None,
             "revision": None if Path(self.path).is_dir() else settings.revision,
             "max_model_len": settings.max_model_len,
             "max_num_seqs": settings.max_num_seqs,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 from typer.testing import Result
 
@@ -15,6 +16,10 @@ from resources.settings import load_profile
 from vpo_assets.platform import Platform
 
 Vpo = Callable[..., Result]
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("any pace", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("any pace")
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def vpo(home: Path) -> Vpo:
     from vpo_assets.command_line import app
 
     def run(*arguments: str, stdin: str | None = None) -> Result:
-        return CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, list(arguments), input=stdin)
+        return CliRunner(env={"COLUMNS": "400", "NO_COLOR": "1"}).invoke(app, list(arguments), input=stdin)
 
     return run
 

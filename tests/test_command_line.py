@@ -196,6 +196,7 @@ def test_a_port_that_is_taken_is_said_before_anything_starts(vpo: Vpo) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_plan_lists_every_asset_upstream_first(vpo: Vpo) -> None:
     result = vpo("plan")
     assert result.exit_code == 0, result.output

@@ -5,6 +5,7 @@ target.py) or the training itself (ml/sft.py, ml/dpo.py).
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -135,6 +136,7 @@ def train(
     platform.checkpoints.commit(checkpoint_id, manifest, fill)
     _, complete = platform.checkpoints.load(checkpoint_id)
     _record(platform, complete)
+    _forget_states(work / "states")
     return complete
 
 
@@ -182,6 +184,13 @@ def _is_whole(platform: Platform, checkpoint_id: str) -> bool:
     except BrokenCheckpoint:
         return False
     return True
+
+
+def _forget_states(work: Path) -> None:
+    """Free what an interrupted training would have resumed from (12 bytes a parameter and more); its log stays."""
+    for name in ("checkpoint-*", "examples"):
+        for folder in list(work.rglob(name)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ordered(platform: Platform, table: Table, snapshot: int) -> Any:

@@ -144,6 +144,8 @@ class FakeTrainer:
         self.jobs.append(job)
         examples = pq.read_table(job.data).num_rows
         on_progress({"step": 1, "steps": 2, "loss": 2.0})
+        (job.work / "checkpoint-1").mkdir(parents=True, exist_ok=True)
+        (job.work / "training.log").write_text("loss 2.0")
         if self.fails:
             raise TrainingFailed(f"{method} ended with status 1; the log ends with\nout of memory")
         on_progress({"step": 2, "steps": 2, "loss": 1.0, "rewards/margins": 0.5})

@@ -123,6 +123,8 @@ def test_checkpoints_record_what_they_were_made_of(first_run: FirstRun) -> None:
         rows = world.rows(f'SELECT count(*) AS n FROM "lake"."{schema or "main"}"."{name}"')[0]["n"]
         assert manifest.metrics["examples"] == rows
         assert (path / "model.safetensors").is_file()
+        work = world.platform.home / "training" / manifest.id / "states"
+        assert [file.name for file in work.iterdir()] == ["training.log"]  # a state to resume from is kept no longer
     recorded = world.ids('"main"."checkpoints"', "checkpoint_id")
     assert recorded == {metadata_of(result, asset)["checkpoint"] for asset in CHECKPOINTS}
 

@@ -309,7 +309,7 @@ _sentences = st.lists(st.sampled_from(_WORDS), min_size=1, max_size=9).map(" ".j
 similar_texts = st.lists(_sentences, min_size=1, max_size=12, unique=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(similar_texts, st.sampled_from([0.3, 0.5, 0.8, 1.0]))
 def test_near_duplicates_against_all_pairs(texts: list[str], threshold: float) -> None:
     ids = [identifier(text) for text in texts]
@@ -397,7 +397,7 @@ def test_safety_comes_from_scores_and_from_the_lexicon() -> None:
 # ------------------------------------------------------------------------------------------- the whole
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(messy_texts | _sentences, max_size=10, unique=True), st.randoms())
 def test_every_row_is_accounted_for_whatever_the_order(texts: list[str], random: Any) -> None:
     result = curate(raw_table(texts))

@@ -248,7 +248,7 @@ def plain_bleu(text: list[str], references: list[list[str]]) -> float:
 sentences = st.lists(st.lists(st.sampled_from(["a", "b", "c", "d", "e"]), max_size=9), min_size=2, max_size=7)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(sentences, sentences)
 def test_bleu_agrees_with_a_plain_implementation(texts: list[list[str]], references: list[list[str]]) -> None:
     fast = bleu_against([" ".join(text) for text in texts], [" ".join(text) for text in references], chunk=3)

@@ -108,7 +108,7 @@ def expected(
 shares = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.sampled_from([UNEVEN, SCORES, ONE]).flatmap(
         lambda checklist: st.tuples(
@@ -202,7 +202,6 @@ def test_what_counts_is_kept_in_json_and_older_files_read_as_before() -> None:
 # ---- queries in questions --------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_a_quoted_query_is_one_line_without_double_quotes_and_quoting_twice_is_quoting_once(query: str) -> None:
     quoted = as_quoted(query)

@@ -166,7 +166,7 @@ candidate_lists = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     candidate_lists,
     st.sampled_from(["question", "sub_dimension", "dimension", "none"]),
@@ -186,7 +186,7 @@ def test_selection_agrees_with_the_plain_loops_of_the_oracle(
     assert as_tuples(selection) == oracle(candidates, level, margin, choice, feedback)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(candidate_lists)
 def test_every_selection_keeps_the_rules_of_the_paper(candidates: list[Candidate]) -> None:
     selection = run(candidates)

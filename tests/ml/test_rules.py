@@ -194,7 +194,7 @@ worded = some_words.map(" ".join)
 any_text = worded | st.text(max_size=300) | st.tuples(worded, st.text(max_size=80)).map(" ".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(any_text, any_text)
 @example("i refuse", "")
 @example("I'm sorry, I cannot do that", "no")
@@ -221,7 +221,7 @@ def test_every_refinement_of_a_shapes_query_is_aligned_and_in_the_models_words()
         assert {name: {value} for name, value in wish_of(query).details.items()}.items() <= mentioned(refined).items()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.sampled_from(shapes_queries(60)), any_text)
 def test_no_prompt_keeps_a_shapes_query_from_being_refined(query: str, prompt: str) -> None:
     verdict = critique(query, refine(query, prompt))

@@ -175,7 +175,7 @@ def test_what_is_no_clip_of_the_world_is_refused(array: NDArray[Any]) -> None:
     assert str(array.shape) in str(caught.value)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(scenes, st.integers(0, 1000))
 def test_the_same_scene_and_seed_give_the_same_clip(scene: Scene, seed: int) -> None:
     clip = render(scene, np.random.default_rng(seed))
@@ -203,7 +203,7 @@ USERS = sorted(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(scenes, st.integers(0, 10_000))
 def test_captions_say_nothing_but_the_truth(scene: Scene, seed: int) -> None:
     text = caption(scene, np.random.default_rng(seed))

@@ -585,7 +585,7 @@ hostile = st.lists(
 ).map(lambda parts: "".join(part[:600] for part in parts))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hostile, hostile, st.tuples(st.booleans(), st.booleans(), st.booleans()))
 def test_no_text_makes_a_verdict_that_the_judge_did_not_give(
     query: str, prompt: str, flags: tuple[bool, bool, bool]

@@ -1,7 +1,7 @@
 """Which frames a model is shown, and videos that cannot be shown."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from services.visionreward.frames import UnreadableVideo, chosen_frames, sampled_frames
@@ -33,7 +33,6 @@ def test_visionreward_is_shown_a_frame_a_second_and_24_at_most() -> None:
     assert chosen_frames([n / 8 for n in range(13)], TRAINED) == [0, 8, 12]  # 1.5 s: rounded to the even 2
 
 
-@settings(deadline=None)
 @given(
     st.floats(0.2, 70).flatmap(lambda fps: st.integers(1, 400).map(lambda count: [n / fps for n in range(count)]))
     | st.lists(st.integers(0, 4000).map(lambda n: n / 100), min_size=1, max_size=60, unique=True).map(sorted)

@@ -35,7 +35,7 @@ def test_parts_do_not_run_into_each_other() -> None:
     assert len(set(ids)) == len(ids)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts=PARTS)
 def test_sql_agrees(lake: Lake, parts: list[str | None]) -> None:
     assert lake.query("SELECT content_id(?::VARCHAR[]) AS id", [parts])["id"][0].as_py() == content_id(*parts)

@@ -67,7 +67,7 @@ TEXTS = st.lists(st.text(min_size=1, max_size=60).filter(lambda text: text.strip
 
 @pytest.mark.parametrize("name", WRITERS)
 @given(texts=TEXTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_format_gives_back_the_texts_that_were_written(name: str, texts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / name
@@ -78,7 +78,7 @@ def test_every_format_gives_back_the_texts_that_were_written(name: str, texts: l
 
 
 @given(texts=TEXTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_text_file_gives_back_its_lines(texts: list[str]) -> None:
     lines = [line for text in texts if (line := text.replace("\n", " ").replace("\r", " ")).strip()]
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ def shared_lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
 
 
 @given(files=st.lists(TEXTS, min_size=1, max_size=3))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_each_text_is_kept_once_with_its_first_source(shared_lake: Lake, files: list[list[str]]) -> None:
     number = next(_numbers)  # makes this example's texts its own
     files = [[f"{number} {text}" for text in texts] for texts in files]

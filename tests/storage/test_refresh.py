@@ -119,7 +119,7 @@ def take(lake: Lake, table: Table, step: Step, config: RefreshConfig) -> Maker:
     return maker
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=SLOW_TO_START)
+@settings(max_examples=EXAMPLES, suppress_health_check=SLOW_TO_START)
 @given(steps=st.lists(STEPS, min_size=1, max_size=3))
 def test_any_history_ends_as_if_made_from_scratch(lake: Lake, steps: list[Step]) -> None:
     table = new_table()
@@ -146,7 +146,7 @@ def test_any_history_ends_as_if_made_from_scratch(lake: Lake, steps: list[Step])
         assert take(lake, table, last, LENIENT).asked == ([] if last.raises else sorted(last.words & last.bad))
 
 
-@settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=SLOW_TO_START)
+@settings(max_examples=EXAMPLES // 2, suppress_health_check=SLOW_TO_START)
 @given(steps=st.lists(STEPS, min_size=1, max_size=3))
 def test_append_keeps_the_rows_of_other_recipes(lake: Lake, steps: list[Step]) -> None:
     table = new_table()
@@ -162,7 +162,7 @@ def test_append_keeps_the_rows_of_other_recipes(lake: Lake, steps: list[Step]) -
         assert made(lake, table) == kept | expected(step.words - step.bad, step.recipe)
 
 
-@settings(max_examples=EXAMPLES // 2, deadline=None, suppress_health_check=SLOW_TO_START)
+@settings(max_examples=EXAMPLES // 2, suppress_health_check=SLOW_TO_START)
 @given(versions=st.lists(st.dictionaries(st.sampled_from("abcde"), st.sampled_from("xy")), min_size=1, max_size=3))
 def test_rebuild_makes_the_table_equal_and_writes_only_changes(lake: Lake, versions: list[dict[str, str]]) -> None:
     table = new_table()

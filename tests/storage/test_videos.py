@@ -24,7 +24,7 @@ def gradient(count: int = 9) -> Frames:
     return np.stack([np.stack([np.roll(row, 4 * n)] * 48)[..., None].repeat(3, axis=2) for n in range(count)])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(pattern=st.lists(st.integers(0, 2), min_size=1, max_size=8), fps=st.sampled_from([1.0, 8.0, 23.976, 60.0]))
 def test_webp_is_lossless_even_where_frames_repeat(
     tmp_path_factory: pytest.TempPathFactory, pattern: list[int], fps: float

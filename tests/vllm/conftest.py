@@ -66,7 +66,7 @@ def server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     command = [
         *(sys.executable, str(Path(__file__).with_name("serve.py")), "serve", str(smollm2)),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", SERVED_NAME),
-        *("--max-model-len", str(WINDOW), "--max-num-seqs", "64", "--enforce-eager"),
+        *("--max-model-len", str(WINDOW), "--max-num-seqs", "64", "--enforce-eager", "--no-enable-chunked-prefill"),
     ]
     with log.open("wb") as output:
         # A group of its own, so that the server and its engine end together.

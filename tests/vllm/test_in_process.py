@@ -48,6 +48,11 @@ def test_conversations_share_what_they_begin_with(smol: VllmLanguageModel) -> No
     assert smol._engine.llm_engine.vllm_config.cache_config.enable_prefix_caching
 
 
+def test_more_prompts_than_are_read_at_once_are_answered_in_turn(smol: VllmLanguageModel) -> None:
+    asked = [asking(f"Say more about number {i}. " * 20) for i in range(48)]
+    assert len(replies(smol.generate(asked, WARM, range(48)))) == 48
+
+
 def test_a_schema_binds_the_reply(smol: VllmLanguageModel) -> None:
     asked = [asking(text) for text in ("hello", "Is the sky blue?", "x", "Say nothing.")]
     outcomes = replies(smol.generate(asked, Sampling(0.3, 0.9, 150), SEEDS[:4], schema=SMALL_SCHEMA))

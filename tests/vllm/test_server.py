@@ -16,7 +16,8 @@ pytestmark = NEEDS_VLLM
 
 class TestServedByVllm(LanguageModelContract):
     long_reply = 300
-    too_long = too_many = "maximum context length"
+    too_long = "maximum context length"
+    too_many = "max_model_len"
 
     @pytest.fixture
     def model(self, server: str) -> LanguageModel:
