@@ -9,7 +9,7 @@ pairs of a query compared at once.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -147,7 +147,7 @@ def average_rewards(
     if values.null_count:
         raise ValueError(f"A reward has an answer without {use!r}.")
     matrix = np.full((videos, questions), np.nan)
-    matrix[np.repeat(np.arange(videos), counts), np.asarray(columns)] = np.asarray(pc.cast(values, pa.float64()))
+    matrix[np.repeat(np.arange(videos), counts), np.asarray(columns)] = values.to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero((counts != questions) | np.isnan(matrix).any(axis=1))
     if wrong.size:
         raise ValueError(
@@ -267,7 +267,7 @@ def _text_pairs(ordered: pa.Table) -> tuple[pa.Table, dict[str, int]]:
 
 def _first_of_each(query_ids: pa.ChunkedArray) -> Integers:
     """Positions of the first row of each query, in row order."""
-    codes = np.asarray(query_ids.combine_chunks().dictionary_encode().indices, dtype=np.int64)
+    codes = _codes(query_ids)
     return np.sort(np.unique(codes, return_index=True)[1]).astype(np.int64)
 
 
@@ -289,9 +289,8 @@ def _video_pairs(
     row_of = np.asarray(reward_row.filter(eligible), dtype=np.int64)
     levels = _levels(rewards, checklist, settings)[row_of]
     scores = np.asarray(rewards.scores, dtype=np.float64)[row_of]
-    # Equal codes mean equal prompts: two candidates with the same words are no pair.
-    words = np.asarray(pc.utf8_trim_whitespace(passed["prompt"]).combine_chunks().dictionary_encode().indices)
-    better, worse = _dominating_pairs(_blocks(passed["query_id"], levels.shape[1]), levels, scores, words, settings)
+    prompts = _codes(pc.utf8_trim_whitespace(passed["prompt"]))
+    better, worse = dominating_pairs(_codes(passed["query_id"]), levels, scores, prompts, settings)
     chosen, rejected = passed.take(pa.array(better)), passed.take(pa.array(worse))
     return _pair_table(
         feedback="video",
@@ -301,9 +300,14 @@ def _video_pairs(
         margins=(scores[better] - scores[worse]).tolist(),
         chosen_prompt_ids=chosen["prompt_id"].to_pylist(),
         rejected_prompt_ids=rejected["prompt_id"].to_pylist(),
-        chosen_video_ids=[list(rewards.video_ids[row]) for row in row_of[better]],
-        rejected_video_ids=[list(rewards.video_ids[row]) for row in row_of[worse]],
+        chosen_video_ids=[list(rewards.video_ids[row]) for row in row_of[better].tolist()],
+        rejected_video_ids=[list(rewards.video_ids[row]) for row in row_of[worse].tolist()],
     )
+
+
+def _codes(texts: pa.ChunkedArray) -> Integers:
+    """(n,) a number for each text, equal where texts are."""
+    return np.asarray(texts.combine_chunks().dictionary_encode().indices, dtype=np.int64)
 
 
 def _levels(rewards: PromptRewards, checklist: Checklist, settings: PairSettings) -> Floats:
@@ -312,12 +316,11 @@ def _levels(rewards: PromptRewards, checklist: Checklist, settings: PairSettings
     return shares[:, :0] if settings.dominance == "none" else shares
 
 
-def _blocks(query_ids: pa.ChunkedArray, groups: int) -> Iterator[Integers]:
+def _blocks(codes: Integers, groups: int) -> Iterator[Integers]:
     """(queries, K) positions of the candidates of each query, -1 where a query has fewer.
 
     Queries with equally many candidates share a block, so one query with many does not widen all others.
     """
-    codes = np.asarray(query_ids.combine_chunks().dictionary_encode().indices, dtype=np.int64)
     order = np.argsort(codes, kind="stable")
     sizes = np.bincount(codes) if codes.size else np.zeros(0, dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if sizes.size else sizes
@@ -330,17 +333,25 @@ def _blocks(query_ids: pa.ChunkedArray, groups: int) -> Iterator[Integers]:
             yield block[begin : begin + step]
 
 
-def _dominating_pairs(
-    blocks: Iterator[Integers], levels: Floats, scores: Floats, words: Integers, settings: PairSettings
+def dominating_pairs(
+    queries: Integers, levels: Floats, scores: Floats, prompts: Integers, settings: PairSettings
 ) -> tuple[Integers, Integers]:
-    """Positions of the chosen and of the rejected candidates, one pair per query that has one."""
+    """Positions of the chosen and of the rejected candidates by video-level feedback, one pair per query that has one.
+
+    queries (n,) and prompts (n,): numbers from 0, equal for candidates of one query and for candidates of the same
+    words, which are no pair. levels (n, groups): what dominance is asked of. scores (n,).
+    """
+    blocks = _blocks(queries, levels.shape[1])
     better, worse = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    dominates = None if settings.dominance == "none" else _dominance(levels, settings.dominance_tolerance)
     for block in blocks:
         margins = scores[block][:, :, None] - scores[block][:, None, :]
         valid = margins > settings.margin + ROUNDING
-        valid &= words[block][:, :, None] != words[block][:, None, :]
-        if settings.dominance != "none":
-            valid &= _dominates(levels[block], settings.dominance_tolerance)
+        valid &= prompts[block][:, :, None] != prompts[block][:, None, :]
+        if dominates is not None:
+            # Margins are cheap, and rule out half of the pairs and more.
+            query, one, other = np.nonzero(valid)
+            valid[query, one, other] = dominates(block[query, one], block[query, other])
         size = block.shape[1]
         flat = valid.reshape(len(block), size * size)
         if settings.choice == "first":
@@ -353,10 +364,28 @@ def _dominating_pairs(
     return np.concatenate(better), np.concatenate(worse)
 
 
-def _dominates(levels: Floats, tolerance: float) -> Booleans:
-    """(queries, K, groups) -> (queries, K, K): i at least as good as j in every group, better in one."""
-    difference = levels[:, :, None, :] - levels[:, None, :, :]
-    least, most = difference.min(axis=3), difference.max(axis=3)
+def _dominance(levels: Floats, tolerance: float) -> Callable[[Integers, Integers], Booleans]:
+    """A function of two equally long arrays of positions: whether each of the first is at least as good as its
+    partner in every group, and better in one. Plain yes and no (one video a prompt) are compared 64 at a time.
+    """
+    yes = levels > 0.5
+    if tolerance + ROUNDING < 1 and np.array_equal(levels, yes):
+        packed = np.zeros((len(levels), -(-levels.shape[1] // 64) * 8), dtype=np.uint8)
+        packed[:, : -(-levels.shape[1] // 8)] = np.packbits(yes, axis=1)
+        bits = packed.view(np.uint64)
+        return lambda one, other: _more_bits(bits[one], bits[other])
+    return lambda one, other: _dominates(levels[one] - levels[other], tolerance)
+
+
+def _more_bits(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Booleans:
+    """(n, words) twice -> (n,): one has every bit that the other has, and is not the same."""
+    missing, more = (other & ~one).any(axis=1), (one & ~other).any(axis=1)
+    return np.asarray(~missing & more, dtype=np.bool_)
+
+
+def _dominates(difference: Floats, tolerance: float) -> Booleans:
+    """(n, groups) -> (n,): nowhere below zero, somewhere above."""
+    least, most = difference.min(axis=1), difference.max(axis=1)
     return np.asarray((least >= -tolerance - ROUNDING) & (most > tolerance + ROUNDING), dtype=np.bool_)
 
 
