@@ -7,6 +7,7 @@ Belongs here: everything around TRL that is the same for both. Does not belong h
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -22,6 +23,8 @@ from ml.saving import save_model
 
 PROGRESS_MARK = "vpo-progress "
 FAILURE_MARK = "vpo-failure "
+INTERRUPTED = 128 + signal.SIGTERM
+"""Exit status of a training that was asked to end: its state is saved, and there is no model."""
 STATES_KEPT = 1
 """A new state is whole before the one before it goes."""
 
@@ -112,6 +115,10 @@ class NothingToLearn(RuntimeError):
     """No example is left to train on."""
 
 
+class Interrupted(RuntimeError):
+    """The training was asked to end (SIGTERM), and saved its state."""
+
+
 def run(train: Callable[[TrainingJob], None]) -> None:
     """The whole of a training process: read the job, train, and leave what went wrong where the trainer finds it.
 
@@ -121,6 +128,10 @@ def run(train: Callable[[TrainingJob], None]) -> None:
     try:
         train(job)
         _end_together()
+    except Interrupted as interrupted:
+        _end_together()
+        _tell(FAILURE_MARK, str(interrupted))
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
@@ -263,6 +274,52 @@ def progress_callback() -> Any:
     return Progress()
 
 
+def interruption_callback() -> Any:
+    """A callback that ends the training at SIGTERM after the step under way, with a state to go on from.
+
+    Before and after the training itself SIGTERM ends the process at once, as ever. Several processes are not told at
+    the same step, so that each step they ask one another: all of them save after the same one.
+    """
+    from transformers import TrainerCallback
+
+    class Interruption(TrainerCallback):  # type: ignore[misc]
+        asked = False
+        stopped = False
+        before: Any = signal.SIG_DFL
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            del args, state, control
+
+            def ask(*_: object) -> None:
+                self.asked = True
+
+            self.before = signal.signal(signal.SIGTERM, ask)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step < state.max_steps and _any_process(self.asked, args.device):
+                control.should_save = True
+                control.should_training_stop = True
+                self.stopped = True
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            del args, state, control
+            signal.signal(signal.SIGTERM, self.before)
+
+    return Interruption()
+
+
+def _any_process(asked: bool, device: Any) -> bool:
+    """Whether it is so in any of the processes that train together."""
+    import torch
+    import torch.distributed as distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return asked
+    flag = torch.tensor(int(asked), device=device)
+    distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+    return bool(flag.item())
+
+
 def _tell(mark: str, what: object) -> None:
     """One line for whoever started the process."""
     sys.stdout.write(f"{mark}{json.dumps(what)}\n")
@@ -299,10 +356,18 @@ def _write_arrow(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def train_and_save(trainer: Any, tokenizer: Any, job: TrainingJob, examples: int, too_long: int) -> None:
-    """Train from the last saved state, if there is one; save model, tokenizer and report."""
+    """Train from the last saved state, if there is one; save model, tokenizer and report. Raises Interrupted."""
     started = time.monotonic()
+    interruption = interruption_callback()
     trainer.add_callback(progress_callback())
+    trainer.add_callback(interruption)
     trainer.train(resume_from_checkpoint=last_state(job.work))
+    if interruption.stopped:
+        step, steps = trainer.state.global_step, trainer.state.max_steps
+        raise Interrupted(
+            f"it was asked to end and did, after step {step} of {steps}; its state is saved, and the next run goes on "
+            "from there"
+        )
     save_model(
         trainer,
         base_model=job.base_model,

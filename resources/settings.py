@@ -34,6 +34,7 @@ from resources.backend_settings import (
     VideoGeneratorSettings,
     VideoRewardSettings,
 )
+from storage.query_files import SCORES
 from storage.refresh import RefreshConfig
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -63,10 +64,23 @@ def _target_name(name: str) -> str:
 TargetName = Annotated[str, AfterValidator(_target_name)]
 
 
+def _query_columns(columns: dict[str, str]) -> dict[str, str]:
+    known = ("text", *SCORES)
+    unknown = sorted(set(columns) - set(known))
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} cannot be mapped; what can is {', '.join(known)}")
+    return columns
+
+
 class QueriesSettings(Section):
     """Where queries come from, and how they are curated."""
 
     files: list[str] = Field(default=[BUNDLED], description="query files; `bundled` is the shapes world's own")
+    inbox: Path | None = Field(None, description="folder whose files are taken in by themselves; none: inbox in `home`")
+    take_down: list[str] = Field(default=[], description="files that list queries, or query ids, not to be used")
+    columns: Annotated[dict[str, str], AfterValidator(_query_columns)] = Field(
+        default={}, description="names of the columns: {text: wish, toxicity: harm}; used where a file has them"
+    )
     curation: CurationSettings = CurationSettings()
 
 
@@ -115,12 +129,41 @@ class RefreshSettings(Section):
     video_batch: int = Field(32, ge=1, description="videos rendered and committed together")
     max_attempts: int = Field(3, ge=1, description="refreshes that try a failing row before it is given up")
     max_failure_ratio: float = Field(0.2, ge=0, le=1)
+    min_free_gb: float = Field(1.0, ge=0, description="with less room on the disk, work stops before it is written to")
 
     def config(self, batch_size: int) -> RefreshConfig:
         """The lake's settings for tables with batches of this size."""
         return RefreshConfig(
             batch_size=batch_size, max_attempts=self.max_attempts, max_failure_ratio=self.max_failure_ratio
         )
+
+
+def _cron(text: str) -> str:
+    if len(text.split()) != 5:
+        raise ValueError("must have five fields: minute, hour, day, month, weekday, such as `0 3 * * *`")
+    return text
+
+
+class AutomationSettings(Section):
+    """What starts by itself while the UI or a daemon runs."""
+
+    running: bool = Field(False, description="whether sensors are switched on from the start; else in the UI")
+    training: bool = Field(False, description="whether new data trains new checkpoints without anyone asking")
+    inbox_seconds: int = Field(30, ge=5, description="between two looks into the inbox")
+    sweep_seconds: int = Field(120, ge=5, description="between two looks for what was left behind")
+    cron: Annotated[str, AfterValidator(_cron)] | None = Field(
+        None, description="when to look at the query files again, UTC; none: only when asked"
+    )
+
+
+class StorageSettings(Section):
+    """What maintenance keeps (`vpo maintain`); never does it take what a checkpoint needs."""
+
+    keep_days: float = Field(30.0, ge=1, description="snapshots of the lake younger than this")
+    keep_snapshots_min: int = Field(100, ge=1, description="so many of the latest snapshots, however old")
+    grace_hours: float = Field(
+        24.0, ge=1, description="files younger than this: the row of one that a run is writing comes last"
+    )
 
 
 class ComputeSettings(Section):
@@ -206,6 +249,8 @@ class Profile(BaseSettings):
     trainer: TrainerSettings = TrainerSettings()
     compute: ComputeSettings = ComputeSettings()
     refresh: RefreshSettings = RefreshSettings()
+    automation: AutomationSettings = AutomationSettings()
+    storage: StorageSettings = StorageSettings()
 
     @model_validator(mode="after")
     def _something_to_train(self) -> "Profile":

@@ -16,14 +16,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from ml.fine_tuning import FAILURE_MARK, PROGRESS_MARK, TrainingJob
+from ml.fine_tuning import FAILURE_MARK, INTERRUPTED, PROGRESS_MARK, TrainingJob
 from ml.parent_death import die_with_parent
 from resources.settings import ONE_PROCESS, TrainerSettings
 
 OnProgress = Callable[[dict[str, float]], None]
 
 LINES_SHOWN = 15
-SECONDS_TO_END = 10
+SECONDS_TO_END = 120
+"""A training that is asked to end finishes its step and saves its state, which for a large model takes its time."""
 QUIETLY = {"HF_HUB_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1", "TOKENIZERS_PARALLELISM": "false"}
 OF_A_GROUP = frozenset({"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
 """Variables of a process that is one of several; a scheduler may have set them for the run, not for its training."""
@@ -37,6 +38,10 @@ MEMORY_ADVICE = (
 
 class TrainingFailed(RuntimeError):
     """A training process that ended without a model, with the last lines it printed."""
+
+
+class TrainingInterrupted(TrainingFailed):
+    """A training that was asked to end, and left a state that the next run goes on from."""
 
 
 @dataclass
@@ -77,6 +82,8 @@ class TrlTrainer:
             ending = _follow(process, log_file, on_progress)
         finally:
             _end_group(process)
+        if ending.status == INTERRUPTED:
+            raise TrainingInterrupted(f"{method} was interrupted: {ending.reason or 'run it again'}")
         if ending.status != 0:
             raise TrainingFailed(_account(method, ending, log_file))
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 MANIFEST = "manifest.json"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _UNFINISHED = ".unfinished-"
+RUNS_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".py", ".so")
+"""Endings of files that libraries unpickle or import. A checkpoint of ours has none of them."""
+LONGEST_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors library."""
 
 
 class BrokenCheckpoint(Exception):
@@ -36,13 +42,29 @@ class CheckpointFile(BaseModel):
     bytes: int
 
 
+class TrainingFile(BaseModel):
+    """The file a checkpoint was trained on: which rows of the lake, and the bytes they were written as.
+
+    writer: the library whose release decides the bytes beside the rows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    table: str
+    snapshot: int
+    columns: tuple[str, ...]
+    rows: int
+    bytes: int
+    sha256: str
+    writer: str
+
+
 class CheckpointManifest(BaseModel):
     """What a checkpoint is and where it comes from. `files`, `metrics` and `made_at` are filled in by the
     store when it is committed.
 
     stage: sft or dpo. target: the video model, None for the trunk. base: the model or checkpoint it was
-    trained from. recipe: everything that decided it. inputs: {table: lake snapshot}. files: {relative path:
-    hash and size}.
+    trained from. recipe: everything that decided it. inputs: {table: lake snapshot}. training_file: None in
+    manifests of before it was recorded. files: {relative path: hash and size}.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +74,7 @@ class CheckpointManifest(BaseModel):
     base: str
     recipe: dict[str, Any]
     inputs: dict[str, int] = Field(default_factory=dict)
+    training_file: TrainingFile | None = None
     metrics: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, CheckpointFile] = Field(default_factory=dict)
     made_at: datetime.datetime | None = None
@@ -104,11 +127,17 @@ class CheckpointStore:
 
     def load(self, checkpoint_id: str, verify: bool = True) -> tuple[Path, CheckpointManifest]:
         """Folder and manifest. BrokenCheckpoint if a file is missing or (with `verify`, which reads them all)
-        altered."""
+        altered, if a .safetensors file is none, and if a pickle lies in the folder, whoever put it there."""
         folder = self._folder(checkpoint_id)
         manifest = self._manifest(checkpoint_id)
+        executable = _executable_file(folder)
+        if executable:
+            raise BrokenCheckpoint(
+                f"checkpoint {checkpoint_id}: {executable} is of a kind that runs code when it is loaded; weights are "
+                f"taken from .safetensors only. Remove that file; {_remedy(folder)}"
+            )
         for name, expected in manifest.files.items():
-            problem = _problem(folder, name, expected, verify=verify)
+            problem = _problem(folder, name, expected, verify=verify) or _wrong_header(folder / name)
             if problem:
                 raise BrokenCheckpoint(f"checkpoint {checkpoint_id}: {name} {problem}; {_remedy(folder)}")
         return folder, manifest
@@ -117,6 +146,27 @@ class CheckpointStore:
         """Manifests of all completed checkpoints, the oldest first."""
         manifests = [self._manifest(checkpoint_id) for checkpoint_id in self._ids()]
         return sorted(manifests, key=lambda manifest: (str(manifest.made_at), manifest.id))
+
+    def manifest(self, checkpoint_id: str) -> CheckpointManifest:
+        """The manifest alone, whatever became of the files. Raises BrokenCheckpoint if it cannot be read."""
+        return self._manifest(checkpoint_id)
+
+    def unfinished(self, *, older_than_seconds: float) -> Sequence[tuple[Path, str]]:
+        """Folders that a broken-off commit left, with the ids they were to have; whether anybody still fills one is
+        for the caller to know."""
+        found = []
+        for folder in self.root.glob(f"{_UNFINISHED}*"):
+            checkpoint_id = folder.name.removeprefix(_UNFINISHED).rpartition("-")[0]
+            newest = max((path.lstat().st_mtime for path in (folder, *folder.rglob("*"))), default=0.0)
+            if _ID.fullmatch(checkpoint_id) and time.time() - newest >= older_than_seconds:
+                found.append((folder, checkpoint_id))
+        return found
+
+    def remove_unfinished(self, folder: Path) -> None:
+        """Remove a folder that `unfinished` found."""
+        if folder.parent != self.root or not folder.name.startswith(_UNFINISHED):
+            raise ValueError(f"{folder} is no unfinished checkpoint of {self.root}")
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _ids(self) -> Sequence[str]:
         """Ids of the completed checkpoints; folders that are being filled have names that are no ids."""
@@ -199,6 +249,30 @@ def _problem(folder: Path, name: str, expected: CheckpointFile, *, verify: bool)
     if verify and _sha256(file) != expected.sha256:
         return "was altered (its sha256 is not the manifest's)"
     return None
+
+
+def _executable_file(folder: Path) -> str | None:
+    """The name of a file that a library might unpickle or import, or None."""
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")))
+    return next((name for name in names if name.lower().endswith(RUNS_CODE)), None)
+
+
+def _wrong_header(file: Path) -> str | None:
+    """What is wrong with the header of a .safetensors file (its length, JSON, offsets within the file), or None."""
+    if file.suffix != ".safetensors":
+        return None
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(size - 8, LONGEST_HEADER):
+            return "is no safetensors file (the length of its header is wrong)"
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            whole = max(ends, default=0) == size - 8 - length
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            return "is no safetensors file (its header cannot be read)"
+    return None if whole else "is no whole safetensors file (its header speaks of another size)"
 
 
 def _sha256(file: Path) -> str:

@@ -13,8 +13,9 @@ from storage.lake import Lake
 from storage.tables import Table, quoted
 
 
-def data_version(lake: Lake, table: Table) -> str:
-    """A hash of the table's content, the same for the same rows in any order and on any machine.
+def data_version(lake: Lake, table: Table, version: int | None = None) -> str:
+    """A hash of the table's content, now or as of a snapshot, the same for the same rows in any order and on any
+    machine.
 
     Lineage columns and measured values (times, durations) do not count. A table that has not been made yet
     has the version of an empty one.
@@ -25,7 +26,7 @@ def data_version(lake: Lake, table: Table) -> str:
     rows = lake.query(
         "SELECT count(*)::VARCHAR AS n, "
         f"coalesce(bit_xor(md5_number({content_json(table)})), 0)::VARCHAR AS mixed "
-        f"FROM {table.qualified}"
+        f"FROM {table.qualified}" + ("" if version is None else f" AT (VERSION => {int(version)})")
     ).to_pylist()[0]
     return content_id(rows["n"], rows["mixed"])
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,18 @@ import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from storage.extensions import ExtensionMissing, load_extensions
+from storage.faults import explained, is_locked
 from storage.ids import CONTENT_ID_MACRO
+from storage.retention_log import when_expired
 from storage.tables import LAKE, Table, quoted
 
 __all__ = ["ExtensionMissing", "Lake", "LakeError", "ReadOnlyConnection", "Transaction"]
 
 LAYOUT = 1
 AUTHOR = "vpo"
+SECONDS_FOR_OTHER_PROGRAMS = 60.0
+_CATALOG = f"__ducklake_metadata_{LAKE}.main"
+"""DuckLake's own tables, for questions that its functions answer only by reading the whole history."""
 
 # Nothing is fetched from the network behind the user's back, and SQL cannot see Python's variables.
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -46,6 +52,10 @@ _CONFIG: dict[str, str | bool | int | float | list[str]] = {
 
 class LakeError(Exception):
     """Something is wrong with a query, with rows to be written or with the lake itself; says what."""
+
+
+class LakeLocked(LakeError):
+    """Another program, none of ours, writes to the catalog right now."""
 
 
 class Transaction:
@@ -167,6 +177,7 @@ class Lake:
             raise LakeError(f"the lake cannot be made in {self.folder}: {error}") from error
         marker = self.folder / "lake.json"
         if marker.exists():
+            self._refuse_lost_catalog()
             self._connection = self._attach(read_only=False)
         else:
             with self._locked():
@@ -193,13 +204,15 @@ class Lake:
         """Rows of a table with its Arrow types, now or as of snapshot `version`.
 
         `where` is an SQL condition with ``?`` for each of `parameters`. Columns that the snapshot did not
-        have yet come back as nulls. LakeError if the table is not there.
+        have yet come back as nulls. LakeError if the table or the snapshot is not there.
         """
         wanted = [field for field in table.arrow_schema if columns is None or field.name in columns]
         unknown = set(columns or ()) - {field.name for field in wanted}
         if unknown:
             raise LakeError(f"table {table.label} has no column {', '.join(sorted(unknown))}")
         source = table.qualified + ("" if version is None else f" AT (VERSION => {int(version)})")
+        if version is not None:
+            self.require_snapshot(version)
         with self.reading() as cursor:
             there = {name for name, *_ in _run(cursor, f"SELECT * FROM {source} LIMIT 0").description or []}
             names = ", ".join(quoted(f.name) if f.name in there else f"NULL AS {quoted(f.name)}" for f in wanted)
@@ -223,6 +236,31 @@ class Lake:
         """Id of the latest committed snapshot: what `version` takes."""
         return int(self.query(f"SELECT id FROM {LAKE}.current_snapshot()")["id"][0].as_py())
 
+    def has_snapshot(self, snapshot: int) -> bool:
+        """Whether the lake can still be read as of this snapshot."""
+        rows = self.query(f"SELECT 1 AS one FROM {_CATALOG}.ducklake_snapshot WHERE snapshot_id = ?", [snapshot])
+        return bool(rows.num_rows)
+
+    def require_snapshot(self, snapshot: int) -> None:
+        """LakeError that says what became of a snapshot that is not there (any more)."""
+        if self.has_snapshot(snapshot):
+            return
+        kept = self.query(
+            "SELECT min(snapshot_id) AS first, max(snapshot_id) AS last, count(*) AS n "
+            f"FROM {_CATALOG}.ducklake_snapshot"
+        ).to_pylist()[0]
+        when = when_expired(self.folder, snapshot)
+        if when is not None:
+            fate = f"was taken by retention on {when:%Y-%m-%d at %H:%M} UTC"
+        elif snapshot > kept["last"]:
+            fate = "has not been made yet"
+        else:
+            fate = "is gone, by no maintenance that this lake knows of"
+        raise LakeError(
+            f"snapshot {snapshot} of the lake in {self.folder} {fate}; {kept['n']} snapshots from {kept['first']} to "
+            f"{kept['last']} are left"
+        )
+
     def commits(self, limit: int = 20) -> list[dict[str, Any]]:
         """The last commits, newest first: snapshot, time, and the message that `write` was given."""
         rows = self.query(
@@ -231,6 +269,20 @@ class Lake:
             [limit],
         ).to_pylist()
         return [{**row, "message": json.loads(row["message"] or "{}")} for row in rows]
+
+    def commits_since(
+        self, snapshot: int, reader: Transaction | Lake | None = None
+    ) -> list[tuple[int, dict[str, Any]]]:
+        """Snapshot and message of every later commit, the oldest first. Cheap however long the history is.
+
+        `reader`: a transaction, to see what is committed as of its beginning.
+        """
+        rows = (reader or self).query(
+            f"SELECT snapshot_id AS snapshot, commit_extra_info AS message FROM {_CATALOG}.ducklake_snapshot_changes "
+            "WHERE snapshot_id > ? ORDER BY snapshot_id",
+            [snapshot],
+        )
+        return [(row["snapshot"], json.loads(row["message"] or "{}")) for row in rows.to_pylist()]
 
     def export(self, table: Table, path: Path, version: int | None = None) -> int:
         """Write a table, now or as of a snapshot, as one plain Parquet file. How many rows."""
@@ -287,6 +339,28 @@ class Lake:
             finally:
                 self._writing.now = False
 
+    def commit(self, message: Mapping[str, Any], work: Callable[[Transaction], None]) -> None:
+        """One transaction, as `write`; it is done again for a while if a program that does not keep to our lock (a
+        database browser, a backup) is in the way. So `work` must do no harm when it is done twice."""
+        patience = time.monotonic() + SECONDS_FOR_OTHER_PROGRAMS
+        while True:
+            try:
+                with self.write(message) as transaction:
+                    work(transaction)
+                return
+            except LakeLocked:
+                if time.monotonic() > patience:
+                    raise
+                time.sleep(0.5)
+
+    def call(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement of maintenance by itself, under the write lock; its rows."""
+        with self._locked(), self._connection.cursor() as cursor:
+            try:
+                return _run(cursor, statement, parameters).fetchall()
+            except duckdb.Error as error:
+                raise LakeError(explained(str(error))) from error
+
     def compact(self, table: Table) -> None:
         """Merge the many small files that batch commits leave into few. Contents and history stay."""
         with self._locked(), self.reading() as cursor:
@@ -295,6 +369,7 @@ class Lake:
                 f"CALL ducklake_merge_adjacent_files('{LAKE}', ?, schema => ?)",
                 [table.name, table.schema],
             )
+            _run(cursor, "COMMIT")
 
     def close(self) -> None:
         self._connection.close()
@@ -315,6 +390,15 @@ class Lake:
             _run(cursor, f"USE {LAKE}")
             _run(cursor, CONTENT_ID_MACRO)
             yield cursor
+
+    def _refuse_lost_catalog(self) -> None:
+        """Without this, a new, empty catalog would be made, and maintenance would take all data for leftovers."""
+        catalog = self.folder / "lake.sqlite"
+        if not catalog.exists() or catalog.stat().st_size == 0:
+            raise LakeError(
+                f"the lake in {self.folder} has lost its catalog: {catalog.name} is missing or empty. Restore it from "
+                "a copy; to begin anew, move the whole folder away"
+            )
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -343,7 +427,7 @@ class Lake:
                 connection.execute(f"CALL {LAKE}.set_option('parquet_compression', 'zstd')")
         except duckdb.Error as error:
             connection.close()
-            raise LakeError(f"the lake in {self.folder} cannot be opened: {error}") from error
+            raise LakeError(explained(f"the lake in {self.folder} cannot be opened: {error}")) from error
         return connection
 
     def _columns_there(self, table: Table) -> set[str]:
@@ -445,14 +529,15 @@ def _run(cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] 
     try:
         return cursor.execute(sql, list(parameters)) if parameters else cursor.execute(sql)
     except duckdb.Error as error:
-        raise LakeError(str(error)) from error
+        kind = LakeLocked if is_locked(str(error)) else LakeError
+        raise kind(explained(str(error))) from error
 
 
 def _arrow(result: duckdb.DuckDBPyConnection) -> pa.Table:
     try:
         return result.to_arrow_table()
     except duckdb.Error as error:
-        raise LakeError(str(error)) from error
+        raise LakeError(explained(str(error))) from error
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from storage.differences import Difference, differences
 from storage.lake import Lake, LakeError
 from storage.recipe import Recipe, recall
 from storage.tables import FAILURES, THROUGHPUT, Table, quoted
@@ -60,6 +61,20 @@ class RefreshConfig:
             raise ValueError(f"max_failure_ratio must lie between 0 and 1, not {self.max_failure_ratio}")
 
 
+PACE_RUNS = 5
+"""So many of the last recorded runs make an estimate: one alone may have been a few rows, or slow to load its model."""
+
+
+@dataclass(frozen=True)
+class Stale:
+    """Rows made with one earlier recipe that are to be done again, and what is different now. `differences` is
+    None where the lake no longer knows that recipe."""
+
+    recipe: str
+    rows: int
+    differences: tuple[Difference, ...] | None
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a refresh would do. Each input row is one of new, stale, reused or failed.
@@ -67,7 +82,9 @@ class Plan:
     new: no row yet. stale: made with another recipe, lost its file, or to be done again by FULL. reused: its
     row is up to date. failed: in quarantine for this recipe, of which `given_up` will not be tried again.
     orphaned: rows of the table whose input is gone. todo: the input rows to be computed now, at most `limit`.
-    changed: names of the recipe parts that made rows stale. rows_per_second: of the last recorded run.
+    changed: names of the recipe parts that made rows stale. stale_by: the same in full, by earlier recipe, the most
+    rows first; rows of this very recipe that lost their file or are done again by FULL are not in it.
+    rows_per_second: of the last recorded runs, see `pace`.
     """
 
     table: Table
@@ -80,6 +97,7 @@ class Plan:
     given_up: int
     todo: pa.Table
     changed: tuple[str, ...]
+    stale_by: tuple[Stale, ...]
     rows_per_second: float | None
     replacing: pa.ChunkedArray = field(repr=False)
     """Input ids of todo whose row takes the place of one that is there."""
@@ -136,7 +154,7 @@ def plan(
         retried = _arrow_column(cursor, "SELECT input_id FROM pending WHERE todo AND failed")
         released = cursor.execute("SELECT input_id FROM quarantine ANTI JOIN pending USING (input_id)").to_arrow_table()
         doomed = _doomed(cursor, recipe, config)
-        others = _column(cursor, "SELECT DISTINCT recipe FROM others SEMI JOIN wanted USING (input_id)")
+        others = cursor.execute(_OTHERS).fetchall()
         orphaned = _one_row(cursor, "SELECT count(*) AS n FROM orphans")["n"]
     return Plan(
         table=table,
@@ -148,8 +166,9 @@ def plan(
         failed=counts["failed"],
         given_up=counts["given_up"],
         todo=todo,
-        changed=recipe.changed_parts(recall(lake, others)),
-        rows_per_second=last_rows_per_second(lake, table),
+        changed=recipe.changed_parts(recall(lake, [other for other, _ in others])),
+        stale_by=_stale_by(lake, recipe, others if config.mode is not Mode.APPEND else []),
+        rows_per_second=pace(lake, table, recipe),
         replacing=replacing,
         retried=retried,
         doomed=doomed,
@@ -158,16 +177,30 @@ def plan(
     )
 
 
-def last_rows_per_second(lake: Lake, table: Table) -> float | None:
-    """Throughput of the last recorded refresh of the table, whatever its recipe."""
+def pace(lake: Lake, table: Table, recipe: Recipe | None = None) -> float | None:
+    """Rows a second over the last recorded refreshes of the table: with this recipe if there are any, else with any.
+
+    Rows of all those runs by their seconds together, so that a run of a few rows counts for little.
+    """
     if not lake.exists(THROUGHPUT):
         return None
     rows = lake.query(
-        f"SELECT rows / seconds AS pace FROM {THROUGHPUT.qualified} "
-        f"WHERE table_name = ? AND seconds > 0 ORDER BY {quoted('at')} DESC LIMIT 1",
-        [table.label],
+        "SELECT sum(rows) / sum(seconds) AS pace FROM ("
+        f"SELECT rows, seconds FROM {THROUGHPUT.qualified} WHERE table_name = ? AND seconds > 0 AND rows > 0 "
+        "QUALIFY (recipe = ?) = max(recipe = ?) OVER () "
+        f"ORDER BY {quoted('at')} DESC LIMIT {PACE_RUNS})",
+        [table.label, recipe.id if recipe else "", recipe.id if recipe else ""],
     )
-    return float(rows["pace"][0].as_py()) if rows.num_rows else None
+    found = rows["pace"][0].as_py()
+    return None if found is None else float(found)
+
+
+def _stale_by(lake: Lake, recipe: Recipe, others: Collection[tuple[str, int]]) -> tuple[Stale, ...]:
+    found = []
+    for other, rows in others:
+        known = recall(lake, [other])
+        found.append(Stale(other, rows, differences(known[0], recipe.parts) if known else None))
+    return tuple(found)
 
 
 # ---- the steps of planning, each leaving a temporary table ----------------------------------------------
@@ -283,6 +316,13 @@ FROM pending
 """
 
 
+# Rows by the recipe they were last made with, for inputs that are not up to date.
+_OTHERS = """
+SELECT recipe, count(*) AS n FROM others SEMI JOIN pending USING (input_id)
+GROUP BY recipe ORDER BY n DESC, recipe LIMIT 20
+"""
+
+
 def _todo(cursor: duckdb.DuckDBPyConnection, source: str, expected: int) -> pa.Table:
     """The input rows to compute, in the order of their ids."""
     rows = cursor.execute(
@@ -342,4 +382,4 @@ def _column(cursor: duckdb.DuckDBPyConnection, sql: str) -> list[Any]:
     return [row[0] for row in cursor.execute(sql).fetchall()]
 
 
-__all__ = ["Mode", "Plan", "RefreshConfig", "RefreshError", "last_rows_per_second", "plan"]
+__all__ = ["Mode", "Plan", "RefreshConfig", "RefreshError", "Stale", "pace", "plan"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from storage.content import content_json, data_version
-from storage.lake import Lake, checked_rows
+from storage.lake import Lake, Transaction, checked_rows
 from storage.recipe import Recipe, remember, stamped
 from storage.tables import RECIPES, Table, quoted
 
@@ -55,34 +55,29 @@ def rebuild(lake: Lake, table: Table, rows: pa.Table, recipe: Recipe, *, run_id:
     if "input_id" not in rows.column_names and table.key in rows.column_names:
         rows = rows.append_column("input_id", rows[table.key])
     incoming = checked_rows(table, stamped(rows, recipe.id, run_id))
-    name, key = table.qualified, quoted(table.key)
-    there = f"(SELECT {key}, {content_json(table)} AS content FROM {name})"
-    changes = lake.query(
-        f"SELECT coalesce(given.{key}, there.{key}) AS key, "
-        f"there.{key} IS NULL AS new, given.{key} IS NULL AS gone "
-        f"FROM (SELECT {key}, {content_json(table)} AS content FROM incoming) AS given "
-        f"FULL JOIN {there} AS there ON given.{key} = there.{key} "
-        "WHERE given.content IS DISTINCT FROM there.content",
-        incoming=incoming,
-    )
-    new = int(changes["new"].to_pylist().count(True))
-    removed = int(changes["gone"].to_pylist().count(True))
+    changes = _changes(lake, table, incoming)
+    new = replaced = removed = 0
     if changes.num_rows:
         with lake.write({"run_id": run_id, "asset": table.label, "recipe": recipe.id}) as transaction:
+            # Another run may have written since: what differs is what differs now, else two sets would be mixed.
+            changes = _changes(transaction, table, incoming)
             remember(transaction, recipe)
             transaction.delete(table, changes["key"])
             transaction.execute(
-                f"INSERT INTO {name} BY NAME FROM incoming SEMI JOIN changes ON incoming.{key} = changes.key",
+                f"INSERT INTO {table.qualified} BY NAME "
+                f"FROM incoming SEMI JOIN changes ON incoming.{quoted(table.key)} = changes.key",
                 incoming=incoming,
                 changes=changes,
             )
+        new = int(changes["new"].to_pylist().count(True))
+        removed = int(changes["gone"].to_pylist().count(True))
+        replaced = changes.num_rows - new - removed
     seconds = time.monotonic() - started
-    stale = changes.num_rows - new - removed
     return Report(
         total=incoming.num_rows,
         new=new,
-        stale=stale,
-        reused=incoming.num_rows - new - stale,
+        stale=replaced,
+        reused=incoming.num_rows - new - replaced,
         removed=removed,
         failed=0,
         given_up=0,
@@ -90,4 +85,18 @@ def rebuild(lake: Lake, table: Table, rows: pa.Table, recipe: Recipe, *, run_id:
         rows_per_second=incoming.num_rows / seconds if seconds > 0 else None,
         data_version=data_version(lake, table),
         snapshot=lake.snapshot(),
+    )
+
+
+def _changes(reader: Lake | Transaction, table: Table, incoming: pa.Table) -> pa.Table:
+    """(key, new, gone) of the rows that differ from those that are there."""
+    name, key = table.qualified, quoted(table.key)
+    there = f"(SELECT {key}, {content_json(table)} AS content FROM {name})"
+    return reader.query(
+        f"SELECT coalesce(given.{key}, there.{key}) AS key, "
+        f"there.{key} IS NULL AS new, given.{key} IS NULL AS gone "
+        f"FROM (SELECT {key}, {content_json(table)} AS content FROM incoming) AS given "
+        f"FULL JOIN {there} AS there ON given.{key} = there.{key} "
+        "WHERE given.content IS DISTINCT FROM there.content",
+        incoming=incoming,
     )

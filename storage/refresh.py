@@ -11,6 +11,7 @@ is to be done is decided in `storage.plan`; tables that are a function of a whol
 from __future__ import annotations
 
 import datetime
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ import pyarrow.compute as pc
 from storage.content import data_version
 from storage.ids import content_id
 from storage.lake import Lake, Transaction, checked_rows
+from storage.other_runs import OtherRuns
 from storage.plan import Mode, Plan, RefreshConfig, RefreshError, plan
 from storage.rebuild import Report, rebuild
 from storage.recipe import Recipe, remember, stamped
@@ -164,6 +166,7 @@ def refresh(
     run_id: str,
     mapper: Mapper = map_here,
     progress: Callable[[Progress], None] = lambda _: None,
+    announce: Callable[[Plan], None] = lambda _: None,
     lost: Collection[str] = (),
 ) -> Report:
     """Bring the table up to date with its inputs and recipe.
@@ -179,14 +182,24 @@ def refresh(
     RefreshFailed, after committing the good rows and clearing nothing away, if more than `max_failure_ratio`
     of the table's rows are missing for failures, or of the rows tried for the first time (if they are a batch
     or more: one bad new row is no reason to stop everything downstream). Raises RefreshError, which is never
-    quarantined, for a function that forgets or invents rows, or gives two rows the same key.
+    quarantined, for a function that forgets or invents rows, or gives two rows the same key. `announce` is given the
+    plan before anything is computed.
+
+    Several runs may refresh the same table at once. They share the work as soon as they notice each other: a row that
+    another run has made meanwhile with the same recipe is left to it (and counts as reused), and the runs go on in
+    different places, so that little is done twice. FULL, which wants everything anew, and lost rows are not shared.
     """
     config = config or RefreshConfig()
     lake.create(table, RECIPES, FAILURES, THROUGHPUT)
+    others = OtherRuns(lake, table, recipe)
     planned = plan(lake, table, inputs, recipe, config, lost=lost, run_id=run_id)
-    work = _Work(lake, table, recipe, config, run_id, planned)
+    announce(planned)
+    work = _Work(lake, table, inputs, recipe, config, run_id, planned, others, lost)
     work.compute(function, mapper, progress)
     work.raise_if_too_many_failed()
+    if others.look(lake):
+        # What is superfluous has changed, too.
+        work.planned_end = plan(lake, table, inputs, recipe, config, run_id=run_id)
     removed = work.clear_away()
     if work.commits >= SMALL_COMMITS:
         lake.compact(table)
@@ -197,15 +210,29 @@ class _Work:
     """One refresh while it runs: what it needs everywhere, and what it counts."""
 
     def __init__(
-        self, lake: Lake, table: Table, recipe: Recipe, config: RefreshConfig, run_id: str, planned: Plan
+        self,
+        lake: Lake,
+        table: Table,
+        inputs: pa.Table | str,
+        recipe: Recipe,
+        config: RefreshConfig,
+        run_id: str,
+        planned: Plan,
+        others: OtherRuns,
+        lost: Collection[str],
     ) -> None:
         self.lake = lake
         self.table = table
+        self.inputs = inputs
         self.recipe = recipe
         self.config = config
         self.run_id = run_id
         self.planned = planned
+        self.planned_end = planned
+        """By which is cleared away: planned anew if other runs have been at work."""
+        self.others = others
         self.commits = 0
+        self.left_to_others = 0
         self.new = 0
         self.stale = 0
         self.failures: list[Failure] = []
@@ -215,6 +242,10 @@ class _Work:
         self._replaces = set(planned.replacing.to_pylist())
         self._retries = set(planned.retried.to_pylist())
         self._outstanding = set(ids)
+        self._not_shared = set(ids) if config.mode is Mode.FULL else set(lost)
+        self._computed = 0
+        self._recorded = False
+        self._dice = random.Random(others.mark)  # noqa: S311 (no secret: where to go on)
 
     # ---- computing and committing ------------------------------------------------------------------------
 
@@ -239,14 +270,31 @@ class _Work:
             raise RefreshError(
                 f"table {self.table.label}: the mapper ended without a result for {_some(sorted(self._outstanding))}"
             )
+        if self._computed and not self._recorded:  # the last batches were left to others
+            with self.lake.write(self._message(text="throughput")) as transaction:
+                self._record_throughput(transaction)
 
     @property
     def done(self) -> int:
         return int(self.planned.todo.num_rows) - len(self._outstanding)
 
     def _batches(self) -> Iterator[pa.Table]:
-        for start in range(0, self.planned.todo.num_rows, self.config.batch_size):
-            yield self.planned.todo.slice(start, self.config.batch_size)
+        """One after the other; beside other runs at a random place, without what they have done by then."""
+        todo, size = self.planned.todo, self.config.batch_size
+        starts = list(range(0, todo.num_rows, size))[::-1]
+        while starts:
+            batch = todo.slice(starts.pop(self._dice.randrange(len(starts)) if self.others.met else -1), size)
+            if self.others.met:
+                ids = set(batch["input_id"].to_pylist())
+                self._leave_to_others(self.others.done(self.lake, ids) - self._not_shared)
+                batch = _without(batch, ids - self._outstanding)
+            if batch.num_rows:
+                yield batch
+
+    def _leave_to_others(self, ids: set[str]) -> None:
+        left = ids & self._outstanding
+        self.left_to_others += len(left)
+        self._outstanding -= left
 
     def _checked(self, batch: pa.Table, result: BatchResult) -> pa.Table:
         """The rows ready to be written, or RefreshError naming the input ids that are wrong."""
@@ -270,43 +318,88 @@ class _Work:
         return checked_rows(self.table, stamped(rows, self.recipe.id, self.run_id))
 
     def _commit(self, batch: pa.Table, rows: pa.Table, failures: Sequence[Failure]) -> None:
-        message = {
-            "run_id": self.run_id,
-            "asset": self.table.label,
-            "recipe": self.recipe.id,
-            "rows": rows.num_rows,
-        }
-        with self.lake.write(message) as transaction:
-            if self.commits == 0:
-                remember(transaction, self.recipe)
-            if rows.num_rows:
-                self._replace(transaction, rows)
-            self._update_quarantine(transaction, batch, failures)
-            if self._outstanding and self._outstanding <= set(batch["input_id"].to_pylist()):
-                self._record_throughput(transaction)
+        ids = set(batch["input_id"].to_pylist())
+        self._computed += batch.num_rows
+        committed = rows, failures, set[str]()
+
+        def commit(transaction: Transaction) -> None:
+            nonlocal committed
+            committed = self._commit_in(transaction, batch, rows, failures)
+
+        self.lake.commit(self._message(recipe=self.recipe.id, rows=rows.num_rows), commit)
+        rows, failures, taken = committed
+        self._leave_to_others(taken)
         self.commits += 1
         self.failures.extend(failures)
         written = self._outstanding & set(rows["input_id"].to_pylist())
         self.stale += len(written & self._replaces)
         self.new += len(written - self._replaces)
-        self._outstanding -= set(batch["input_id"].to_pylist())
+        self._outstanding -= ids
+
+    def _commit_in(
+        self, transaction: Transaction, batch: pa.Table, rows: pa.Table, failures: Sequence[Failure]
+    ) -> tuple[pa.Table, Sequence[Failure], set[str]]:
+        """What was written of rows and failures, and the input ids that are left to other runs."""
+        ids = set(batch["input_id"].to_pylist())
+        # Whoever commits a row first has made it: readers may have gone on from it already.
+        taken = self.others.done(transaction, ids) - self._not_shared if self.others.look(transaction) else set()
+        failures = [failure for failure in failures if failure.input_id not in taken]
+        rows = _without(rows, taken)
+        if self.commits == 0:
+            remember(transaction, self.recipe)
+        if rows.num_rows:
+            outdated = self._outdated(transaction, rows)
+            rows, taken = _without(rows, outdated), taken | outdated
+            self._replace(transaction, rows)
+        self._update_quarantine(transaction, batch, failures)
+        if self._outstanding and self._outstanding <= ids:
+            self._record_throughput(transaction)
+        return rows, failures, taken
+
+    def _message(self, **more: str | int) -> dict[str, str | int]:
+        return {"run_id": self.run_id, "asset": self.table.label, "refresh": self.others.mark, **more}
+
+    def _outdated(self, transaction: Transaction, rows: pa.Table) -> set[str]:
+        """Input ids of rows whose key another run has given to a later input meanwhile. RefreshError if it is our own
+        inputs that share a key."""
+        name, key = self.table.qualified, quoted(self.table.key)
+        clashes = transaction.query(
+            f"SELECT there.input_id AS one, incoming.input_id AS other, incoming.{key} AS key "
+            f"FROM {name} AS there JOIN incoming ON there.{key} = incoming.{key} "
+            "WHERE there.recipe = incoming.recipe AND there.input_id <> incoming.input_id "
+            "AND there.input_id NOT IN (SELECT input_id FROM doomed)",
+            incoming=rows,
+            doomed=self.planned.doomed,
+        ).to_pylist()
+        if not clashes:
+            return set()
+        theirs = {clash["one"] for clash in clashes} - self._own(transaction, [clash["one"] for clash in clashes])
+        for clash in clashes:
+            if clash["one"] not in theirs:
+                raise RefreshError(
+                    f"table {self.table.label}: the inputs {clash['one']} and {clash['other']} both gave "
+                    f"the {self.table.key} {clash['key']}; make the key from the input_id"
+                )
+        return {clash["other"] for clash in clashes} - self._still_wanted(transaction)
+
+    def _own(self, transaction: Transaction, input_ids: Sequence[str]) -> set[str]:
+        """Those of the inputs whose row was there when we began, or was made by us."""
+        made = transaction.query(
+            f"SELECT input_id FROM {self.table.qualified} WHERE run_id = ? AND input_id IN (SELECT unnest(?))",
+            [self.run_id, list(input_ids)],
+        )
+        return set(made["input_id"].to_pylist()) | self.others.there_before(transaction, input_ids)
+
+    def _still_wanted(self, transaction: Transaction) -> set[str]:
+        """Input ids as the inputs are now, which may have changed since the plan was made."""
+        if isinstance(self.inputs, pa.Table):
+            return set(self.inputs["input_id"].to_pylist())
+        source = self.inputs.strip().rstrip(";")
+        return set(transaction.query(f"SELECT input_id FROM ({source})")["input_id"].to_pylist())
 
     def _replace(self, transaction: Transaction, rows: pa.Table) -> None:
         """Write rows in place of those of the same inputs and of the same keys."""
         name, key = self.table.qualified, quoted(self.table.key)
-        clash = transaction.query(
-            f"SELECT there.input_id AS one, incoming.input_id AS other, incoming.{key} AS key "
-            f"FROM {name} AS there JOIN incoming ON there.{key} = incoming.{key} "
-            "WHERE there.recipe = incoming.recipe AND there.input_id <> incoming.input_id "
-            "AND there.input_id NOT IN (SELECT input_id FROM doomed) LIMIT 1",
-            incoming=rows,
-            doomed=self.planned.doomed,
-        ).to_pylist()
-        if clash:
-            raise RefreshError(
-                f"table {self.table.label}: the inputs {clash[0]['one']} and {clash[0]['other']} both gave "
-                f"the {self.table.key} {clash[0]['key']}; make the key from the input_id"
-            )
         same_recipe = " AND recipe = ?" if self.config.mode is Mode.APPEND else ""
         transaction.execute(
             f"DELETE FROM {name} WHERE (input_id IN (SELECT input_id FROM incoming){same_recipe}) "
@@ -318,7 +411,7 @@ class _Work:
 
     def _update_quarantine(self, transaction: Transaction, batch: pa.Table, failures: Sequence[Failure]) -> None:
         """Failed rows of the batch go in, with one attempt more; the others come out."""
-        if not failures and not self.planned.quarantined:
+        if not failures and not self.planned.quarantined and not self.others.met:
             return
         ids = {id_: self._failure_id(id_) for id_ in batch["input_id"].to_pylist()}
         known = transaction.query(
@@ -353,18 +446,19 @@ class _Work:
             "throughput_id": content_id(self.table.label, self.run_id, now.isoformat()),
             "table_name": self.table.label,
             "recipe": self.recipe.id,
-            "rows": self.planned.todo.num_rows,
+            "rows": self._computed,
             "seconds": time.monotonic() - self._started,
             "at": now,
         }
         transaction.insert(THROUGHPUT, pa.Table.from_pylist([entry], schema=THROUGHPUT.arrow_schema))
+        self._recorded = True
 
     # ---- the end -----------------------------------------------------------------------------------------
 
     def raise_if_too_many_failed(self) -> None:
         allowed = self.config.max_failure_ratio
         missing = self._missing
-        of_table = missing / max(1, missing + self.planned.reused + self.new + self.stale)
+        of_table = missing / max(1, missing + self.reused + self.new + self.stale)
         first_tries = self.planned.todo.num_rows - len(self._retries)
         first_failures = [failure for failure in self.failures if failure.input_id not in self._retries]
         of_tried = len(first_failures) / first_tries if first_tries >= self.config.batch_size else 0.0
@@ -373,6 +467,11 @@ class _Work:
         if of_table > allowed:
             known = self.failures or self._known_failures()
             raise RefreshFailed(self.table, known, self.planned.inputs, allowed)
+
+    @property
+    def reused(self) -> int:
+        """Rows that were up to date, or that another run has made meanwhile."""
+        return self.planned.reused + self.left_to_others
 
     @property
     def _missing(self) -> int:
@@ -390,12 +489,13 @@ class _Work:
 
     def clear_away(self) -> int:
         """Remove, in one transaction, what a table made from scratch would not have. How many rows."""
-        doomed = self.planned.doomed
-        if doomed.num_rows == 0 and not self.failures and self.planned.quarantined == 0:
+        doomed = self.planned_end.doomed
+        if doomed.num_rows == 0 and not self.failures and self.planned_end.quarantined == 0:
             return 0
-        message = {"run_id": self.run_id, "asset": self.table.label, "text": "clear away"}
         name, append = self.table.qualified, self.config.mode is Mode.APPEND
-        with self.lake.write(message) as transaction:
+        with self.lake.write(self._message(text="clear away")) as transaction:
+            if doomed.num_rows:
+                doomed = self._still_doomed(transaction, doomed)
             removed = transaction.execute(
                 f"DELETE FROM {name} WHERE (input_id, recipe) IN (SELECT (input_id, recipe) FROM doomed)",
                 doomed=doomed,
@@ -412,21 +512,37 @@ class _Work:
                 "((recipe = ? AND input_id IN (SELECT input_id FROM released))"
                 + (")" if append else " OR recipe <> ?)"),
                 [self.table.label, self.recipe.id, *([] if append else [self.recipe.id])],
-                released=self.planned.released,
+                released=self.planned_end.released,
             )
         return removed
+
+    def _still_doomed(self, transaction: Transaction, doomed: pa.Table) -> pa.Table:
+        """Without rows whose input has come back since the plan was made, and rows of other recipes that have become
+        the only ones of their input: another run made or reused them."""
+        wanted = self.inputs["input_id"] if isinstance(self.inputs, pa.Table) else None
+        source = "given" if wanted is not None else f"({str(self.inputs).strip().rstrip(';')})"
+        relations = {} if wanted is None else {"given": pa.table({"input_id": wanted})}
+        return transaction.query(
+            f"WITH wanted AS (SELECT input_id FROM {source}), "
+            f"made AS (SELECT input_id FROM {self.table.qualified} WHERE recipe = ?) "
+            "SELECT input_id, recipe FROM doomed WHERE input_id NOT IN (SELECT input_id FROM wanted) "
+            "OR (recipe <> ? AND input_id IN (SELECT input_id FROM made))",
+            [self.recipe.id, self.recipe.id],
+            doomed=doomed,
+            **relations,
+        )
 
     def report(self, removed: int) -> Report:
         return Report(
             total=self.lake.count(self.table),
             new=self.new,
             stale=self.stale,
-            reused=self.planned.reused,
+            reused=self.reused,
             removed=removed,
             failed=len(self.failures),
             given_up=self._given_up(),
             seconds=self.seconds,
-            rows_per_second=self.done / self.seconds if self.seconds > 0 else None,
+            rows_per_second=self._computed / self.seconds if self.seconds > 0 else None,
             data_version=data_version(self.lake, self.table),
             snapshot=self.lake.snapshot(),
         )
@@ -446,6 +562,12 @@ def _answered(batch: pa.Table, result: BatchResult) -> pa.Table:
     made = result.rows["input_id"].to_pylist() if result.rows.num_rows else []
     answered = pa.array([*made, *(failure.input_id for failure in result.failures)], pa.string())
     return batch.filter(pc.is_in(batch["input_id"], value_set=answered))
+
+
+def _without(rows: pa.Table, input_ids: set[str]) -> pa.Table:
+    if not input_ids or rows.num_rows == 0:
+        return rows
+    return rows.filter(pc.invert(pc.is_in(rows["input_id"], value_set=pa.array(sorted(input_ids), pa.string()))))
 
 
 def _described(error: Exception) -> str:

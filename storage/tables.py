@@ -178,6 +178,15 @@ _REWARD = (
 
 # ---- trunk ---------------------------------------------------------------------------------------------
 
+_NSFW_SCORES = (
+    Column("toxicity", REAL, "NSFW score of the source, 0 to 1; null where it has none."),
+    Column("obscene", REAL, "As toxicity."),
+    Column("identity_attack", REAL, "As toxicity."),
+    Column("insult", REAL, "As toxicity."),
+    Column("threat", REAL, "As toxicity."),
+    Column("sexual_explicit", REAL, "As toxicity."),
+)
+
 RAW_PROMPTS = Table(
     "raw_prompts",
     "query_id",
@@ -188,12 +197,7 @@ RAW_PROMPTS = Table(
         Column("source_line", WHOLE, "Line, or position in the list, counted from 1."),
         Column("source_sha256", TEXT, "Hash of that file."),
         Column("first_seen", TIME, "When it was first ingested, UTC.", measured=True),
-        Column("toxicity", REAL, "NSFW score of the source, 0 to 1; null where it has none."),
-        Column("obscene", REAL, "As toxicity."),
-        Column("identity_attack", REAL, "As toxicity."),
-        Column("insult", REAL, "As toxicity."),
-        Column("threat", REAL, "As toxicity."),
-        Column("sexual_explicit", REAL, "As toxicity."),
+        *_NSFW_SCORES,
     ),
     "User queries as they came, each distinct text once. Written by ingestion.",
     lineage=False,
@@ -211,6 +215,55 @@ INGESTION_FAILURES = Table(
         Column("last_at", TIME, "When it was last met, UTC.", measured=True),
     ),
     "Lines of query files that could not be read. Written by ingestion.",
+    lineage=False,
+)
+QUERY_FILES = Table(
+    "query_files",
+    "file_id",
+    (
+        _key("file_id", "Content id of kind and path."),
+        Column("kind", TEXT, "profile, inbox, command or take_down: where the file was named.", nullable=False),
+        Column("path", TEXT, "Resolved path; of inbox files the name relative to the inbox.", nullable=False),
+        Column("source", TEXT, "Name of the file, as raw_prompts has it."),
+        Column("sha256", TEXT, "Hash of the file as it was taken in; null if nothing of it was."),
+        Column("content", TEXT, "Id of that hash and of how it was read; its lines are in query_lines."),
+        Column("columns", TEXT, "Which columns were asked for, JSON."),
+        Column("rows_read", WHOLE, "Rows of the file."),
+        Column("new", WHOLE, "Queries that no other file had brought before."),
+        Column("failed", WHOLE, "Rows that are no query (table ingestion_failures)."),
+        Column("refused_sha256", TEXT, "Hash of the file when it could last not be read; null if it can be."),
+        Column("refused_columns", TEXT, "Which columns were asked for then, JSON."),
+        Column("error", TEXT, "Why it could not be read, or not to its end."),
+        Column("bytes", WHOLE, "Size when it was last looked at.", measured=True),
+        Column("modified_ns", WHOLE, "Its time stamp then, nanoseconds since 1970.", measured=True),
+        Column("at", TIME, "When it was first taken in, UTC.", measured=True),
+    ),
+    "Every file that queries came from, and its present content. Written by ingestion.",
+    lineage=False,
+)
+QUERY_LINES = Table(
+    "query_lines",
+    "line_id",
+    (
+        _key("line_id", "Content id of content and query."),
+        Column("content", TEXT, "The content of a file that holds the query (table query_files).", nullable=False),
+        Column("sha256", TEXT, "Hash of the file.", nullable=False),
+        Column("query_id", TEXT, "The query it holds.", nullable=False),
+        Column("line", WHOLE, "First line, or position in the list, counted from 1."),
+        *_NSFW_SCORES,
+    ),
+    "Which content holds which query: a query is there as long as a file has content that holds it.",
+    lineage=False,
+)
+TAKEN_DOWN = Table(
+    "taken_down",
+    "query_id",
+    (
+        _key("query_id", "The query that must not be used."),
+        Column("wording", TEXT, "Content id of its folded text; the text itself is not kept."),
+        Column("at", TIME, "When it was taken down, UTC.", measured=True),
+    ),
+    "Queries that a take-down file lists: their texts are in no table. Written by ingestion.",
     lineage=False,
 )
 QUERIES = Table(
@@ -394,6 +447,9 @@ THROUGHPUT = Table(
 TRUNK = (
     RAW_PROMPTS,
     INGESTION_FAILURES,
+    QUERY_FILES,
+    QUERY_LINES,
+    TAKEN_DOWN,
     QUERIES,
     DRAFTS,
     DRAFT_CRITIQUES,

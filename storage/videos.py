@@ -113,18 +113,39 @@ class VideoStore:
         """Remove files that no row refers to, and unfinished ones. How many were removed.
 
         Files younger than `older_than_seconds` stay, since their rows may be about to be committed."""
+        files = self.unreferenced(uris_in_use, older_than_seconds=older_than_seconds)
+        return self.delete_files(files, older_than_seconds=older_than_seconds)
+
+    def unreferenced(
+        self, uris_in_use: Collection[str], *, older_than_seconds: float = 3600.0
+    ) -> list[tuple[Path, int]]:
+        """What `delete_unreferenced` would remove: files with their bytes."""
         in_use = set(uris_in_use)
-        removed = 0
+        found = []
         for file in self.root.glob("??/??/*"):
-            if str(file.relative_to(self.root).as_posix()) in in_use:
-                continue
-            try:
-                if time.time() - file.stat().st_mtime >= older_than_seconds:
-                    file.unlink()
-                    removed += 1
-            except FileNotFoundError:  # another process was faster
-                continue
+            if file.relative_to(self.root).as_posix() not in in_use:
+                size = _size_if_old(file, older_than_seconds)
+                if size is not None:
+                    found.append((file, size))
+        return found
+
+    def delete_files(self, files: Collection[tuple[Path, int]], *, older_than_seconds: float) -> int:
+        """Remove files that `unreferenced` found; one that was stored again since is young, and stays."""
+        removed = 0
+        for file, _ in files:
+            if _size_if_old(file, older_than_seconds) is not None:
+                file.unlink(missing_ok=True)
+                removed += 1
         return removed
+
+
+def _size_if_old(file: Path, seconds: float) -> int | None:
+    """The file's size if it was last written or reused so long ago; else, or if it is gone, None."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:  # another process was faster
+        return None
+    return status.st_size if time.time() - status.st_mtime >= seconds else None
 
 
 def _check(frames: Frames, fps: float, format: VideoFormat) -> None:
@@ -146,11 +167,15 @@ def _write(file: Path, content: bytes) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{os.getpid()}{_UNFINISHED}")
-    with unfinished.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.replace(file)
+    try:
+        with unfinished.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        unfinished.replace(file)
+    except OSError:  # a full disk needs the space
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _encode_webp(frames: Frames, fps: float) -> bytes:

@@ -157,7 +157,7 @@ def test_evaluation_as_tables_shows_win_rates_and_the_report(vpo: Vpo, platform:
         (["trace", "[red]nothing"], "nothing in the lake has the id '[red]nothing'"),
         (["materialize", "video"], "there is no asset 'video'; near it: "),
         (["materialize", "videos"], "shapes/videos"),
-        (["materialize", "queries", "--limit", "3"], "--full and --limit do not apply to queries"),
+        (["materialize", "queries", "--limit", "3"], "--full, --append and --limit do not apply to queries"),
         (["ingest", "."], "is a folder"),
     ],
 )

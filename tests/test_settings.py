@@ -223,3 +223,10 @@ def test_the_environment_wins_over_the_file(home: Path, monkeypatch: pytest.Monk
     profile = load_profile()
     assert profile.targets["shapes"].seeds_per_prompt == 5
     assert profile.targets["shapes"].pairs.choice == "best"  # its neighbours stay as the file has them
+
+
+def test_a_schedule_that_is_none_is_refused(local: dict[str, Any], tmp_path: Path) -> None:
+    assert faults(tmp_path, changed(local, ("automation",), {"cron": "every day"})) == [
+        "mine.yaml: automation.cron = 'every day': must have five fields: minute, hour, day, month, weekday, such as "
+        "`0 3 * * *`"
+    ]

@@ -13,6 +13,7 @@ from dagster import (
     AssetChecksDefinition,
     AssetCheckSeverity,
     AssetKey,
+    MetadataValue,
     ResourceParam,
     asset_check,
 )
@@ -29,7 +30,9 @@ from storage.tables import (
     Table,
     quoted,
 )
+from vpo_assets.learned_queries import IDS_SHOWN, learned_from
 from vpo_assets.platform import Platform
+from vpo_assets.report.tables import markdown_table
 from vpo_assets.table_assets import key_prefix
 from vpo_assets.target import score_cube
 from vpo_assets.training import Training
@@ -196,6 +199,40 @@ def weights_check(training: Training) -> AssetChecksDefinition:
     return check
 
 
+def removed_query_check(training: Training) -> AssetChecksDefinition:
+    """The checkpoint, and those that it was trained from, learned from queries that are still there."""
+
+    @asset_check(asset=AssetKey(training.asset_name.split("/")), name="no_removed_query_learned")
+    def check(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        """The checkpoint, and those that it was trained from, learned from queries that are still there.
+
+        A query that was removed or taken down since cannot be unlearned. Where the base is at fault, name another
+        policy, or let SFT train anew.
+        """
+        found = learned_from(platform, training.trained(platform))
+        ids = list(dict.fromkeys(query_id for learned in found for query_id in learned.removed_ids))
+        rows = [
+            {
+                "checkpoint": learned.checkpoint_id,
+                "queries": learned.queries,
+                "removed since": learned.removed,
+                "cannot be told": learned.unknown or "",
+            }
+            for learned in found
+        ]
+        return AssetCheckResult(
+            passed=not any(learned.removed or learned.unknown for learned in found),
+            severity=AssetCheckSeverity.WARN,
+            metadata={
+                "removed queries learned": max((learned.removed for learned in found), default=0),
+                "query ids": ", ".join(ids[:IDS_SHOWN]) or "none",
+                "checkpoints": MetadataValue.md(markdown_table(rows)),
+            },
+        )
+
+    return check
+
+
 def evaluation_checks(table: Table) -> Iterator[AssetChecksDefinition]:
     """Preference optimization has not made the policy worse than SFT left it."""
 
@@ -255,5 +292,6 @@ def branch_checks(target: str, training: Training) -> list[AssetChecksDefinition
         *reward_checks(VIDEO_REWARDS.at(target)),
         *pair_checks(PREFERENCE_PAIRS.at(target)),
         weights_check(training),
+        removed_query_check(training),
         *evaluation_checks(EVALUATION.at(target)),
     ]

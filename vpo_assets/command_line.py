@@ -61,42 +61,53 @@ def main() -> None:
 Target = Annotated[str | None, typer.Option(help="A target of the profile; needed where it has more than one.")]
 
 
+Assets = Annotated[
+    list[str] | None, typer.Argument(help="Such as `queries` or `shapes/videos`; all, if none is named.")
+]
+Full = Annotated[bool, typer.Option("--full", help="Compute every row again.")]
+Append = Annotated[bool, typer.Option("--append", help="Keep the rows of earlier recipes beside the new ones.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Compute so many rows of each asset at most.")]
+
+
 @app.command()
-def plan() -> None:
-    """Show what a refresh would do, asset by asset, and how long it should take."""
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
+def plan(
+    assets: Assets = None,
+    full: Full = False,
+    append: Append = False,
+    limit: Limit = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Show what a refresh would do, asset by asset and why, and what it should take; computes nothing."""
+    from vpo_assets.plan_report import as_json as plain_data
+    from vpo_assets.plan_report import grid, total
     from vpo_assets.planning import plan_all
+    from vpo_assets.running import Options
 
-    grid = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)
-    grid.add_column("asset", no_wrap=True)
-    for name in ("new", "stale", "reused", "gone", "failed", "to do", "time"):
-        grid.add_column(name, justify="right", no_wrap=True)
-    plans = plan_all(_platform())
-    for asset in plans:
-        counts = (asset.new, asset.stale, asset.reused, asset.orphaned, asset.failed, asset.todo)
-        shown = [f"{count:,}" if count else "·" for count in counts]
-        grid.add_row(asset.asset, *shown, _duration(asset.expected_seconds))
+    options = Options(full=full, append=append, limit=limit)
+    plans = plan_all(_platform(), options.mode, limit, assets or [])
+    if as_json:
+        typer.echo(json.dumps(plain_data(plans), indent=2))
+        return
+    from rich.console import Console
+
     console = Console()
-    console.print(grid)
+    console.print(grid(plans))
     for asset in plans:
-        if asset.why:
-            console.print(_plain(f"{asset.asset}: {asset.why}"), soft_wrap=True)
-    known = sum(asset.expected_seconds or 0 for asset in plans)
-    unknown = [asset.asset for asset in plans if asset.todo and asset.expected_seconds is None]
-    total = f"{sum(asset.todo for asset in plans):,} to do, expected {_duration(known)}"
-    console.print(_plain(total + (f", not knowing {', '.join(unknown)}" if unknown else "")), soft_wrap=True)
+        for reason in asset.why:
+            console.print(_plain(f"{asset.asset}: {reason}"), soft_wrap=True, markup=False, highlight=False)
+    console.print(_plain(total(plans)), soft_wrap=True, markup=False)
 
 
 @app.command()
 def materialize(
-    assets: Annotated[
-        list[str] | None, typer.Argument(help="Such as `queries` or `shapes/videos`; all, if none is named.")
-    ] = None,
-    full: Annotated[bool, typer.Option("--full", help="Compute every row again.")] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Compute so many rows of each asset at most.")] = None,
+    assets: Assets = None,
+    full: Full = False,
+    append: Append = False,
+    limit: Limit = None,
+    accept_stale_inputs: Annotated[
+        bool,
+        typer.Option("--accept-stale-inputs", help="Go on although inputs were not made by what the profile names."),
+    ] = False,
 ) -> None:
     """Bring assets up to date: the same run that the UI would start, shown there too."""
     from vpo_assets.instance import prepared_instance
@@ -105,7 +116,7 @@ def materialize(
 
     profile = _profile()
     location = CodeLocation()
-    options = Options(full=full, limit=limit)
+    options = Options(full=full, append=append, limit=limit, accept_stale_inputs=accept_stale_inputs)
     keys = location.select(assets or [])
     location.run_config(keys, options)  # options that do not apply are refused before anything is recorded
     run_id = new_run_id()
@@ -136,12 +147,15 @@ def ingest(
     """Take query files into the lake; bad rows go into quarantine with their line numbers."""
     from storage.ingestion import UnreadableFile, ingest
     from storage.tables import INGESTION_FAILURES
+    from vpo_assets.prompts import take_down_of
 
-    lake = _platform().lake
+    platform = _platform()
+    lake, columns = platform.lake, platform.profile.queries.columns
+    take_down = take_down_of(platform)
     unusable = False
     for file in files:
         try:
-            report = ingest(lake, file, column)
+            report = ingest(lake, file, column, columns=columns, take_down=take_down)
         except UnreadableFile as error:
             typer.echo(_in_words(error), err=True)
             unusable = True
@@ -149,7 +163,8 @@ def ingest(
         typer.echo(
             _plain(
                 f"{report.source}: {report.rows_read:,} rows read, {report.new:,} new, {report.known:,} known, "
-                f"{report.failed:,} quarantined, {report.seconds:.1f} s"
+                f"{report.failed:,} quarantined, {report.removed:,} removed, {report.taken_down:,} taken down, "
+                f"{report.seconds:.1f} s"
             )
         )
         if report.failed:
@@ -174,6 +189,41 @@ def trace(
     from vpo_assets.trace import trace
 
     Console().print(trace(_platform(), identifier, rows))
+
+
+@app.command()
+def replay(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Id of a checkpoint.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the file there; those of ancestors beside it, by their ids.")
+    ] = None,
+    ancestors: Annotated[bool, typer.Option("--ancestors", help="Also what it was trained from.")] = False,
+) -> None:
+    """Rebuild the file that a checkpoint was trained on from the lake, and say whether it is the same."""
+    from vpo_assets.replay import replay, with_ancestors
+
+    platform = _platform()
+    same = True
+    for identifier in with_ancestors(platform, checkpoint) if ancestors else [checkpoint]:
+        file = out if out is None or identifier == checkpoint else out.with_name(f"{identifier}.parquet")
+        outcome = replay(platform, identifier, file)
+        typer.echo(_plain(str(outcome)))
+        same &= outcome.verdict.matches
+    if not same:
+        raise typer.Exit(1)
+
+
+@app.command()
+def maintain(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say only what would be done.")] = False,
+) -> None:
+    """Take old snapshots, merge small files and remove what nobody needs; never what a checkpoint needs."""
+    from vpo_assets.maintenance import maintain_home
+
+    if dry_run:
+        typer.echo("nothing is changed; this would be done:")
+    for line in maintain_home(_platform(), dry_run=dry_run).lines():
+        typer.echo(_plain(line))
 
 
 @app.command()
@@ -384,16 +434,6 @@ def _cell(value: Any) -> Any:
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return "" if value is None else value
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    if seconds < 1:
-        return "·"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
 if __name__ == "__main__":

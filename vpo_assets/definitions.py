@@ -11,11 +11,15 @@ from dagster import AssetKey, AssetSelection, Definitions, define_asset_job, in_
 from resources.settings import Profile, load_profile
 from storage.tables import RAW_PROMPTS
 from vpo_assets import prompts, sft
-from vpo_assets.checks import TRUNK_CHECKS, branch_checks, schema_check, weights_check
+from vpo_assets.automation import following, triggers
+from vpo_assets.checks import TRUNK_CHECKS, branch_checks, removed_query_check, schema_check, weights_check
 from vpo_assets.evaluation import EvaluationBranch, build_evaluation
+from vpo_assets.maintenance import maintenance_job, maintenance_schedule
+from vpo_assets.plan_job import plan_job
 from vpo_assets.platform import Platform, quiet_libraries
 from vpo_assets.steps import RowStep, SetStep
 from vpo_assets.target import Branch, build_branch
+from vpo_assets.upkeep import dead_runs
 
 EVERYTHING = "everything"
 DATASETS = "datasets"
@@ -31,17 +35,17 @@ def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = 
     for part in parts:
         steps += [*part.steps, *part.set_steps]
     checks = [schema_check(table) for table in (RAW_PROMPTS, *(step.table for step in steps))]
-    checks += [*TRUNK_CHECKS, weights_check(sft.SFT_TRAINING)]
+    checks += [*TRUNK_CHECKS, weights_check(sft.SFT_TRAINING), removed_query_check(sft.SFT_TRAINING)]
     for branch in branches:
         checks += branch_checks(branch.target, branch.training)
+    assets = following(
+        [prompts.raw_prompts, prompts.queries, *sft.ASSETS, *(asset for part in parts for asset in part.assets)],
+        profile.automation,
+    )
+    sensors, schedule = triggers(assets, profile)
     trunk_datasets = [AssetKey(name) for name in ("raw_prompts", "queries", "drafts", "draft_critiques", "sft_dataset")]
     return Definitions(
-        assets=[
-            prompts.raw_prompts,
-            prompts.queries,
-            *sft.ASSETS,
-            *(asset for part in parts for asset in part.assets),
-        ],
+        assets=assets,
         asset_checks=checks,
         jobs=[
             define_asset_job(EVERYTHING, AssetSelection.all(), description="From queries to the evaluation."),
@@ -50,7 +54,11 @@ def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = 
                 AssetSelection.assets(*trunk_datasets),
                 description="The trunk's datasets, without training.",
             ),
+            plan_job,
+            maintenance_job,
         ],
+        sensors=[*sensors, dead_runs],
+        schedules=[schedule, maintenance_schedule],
         resources={"platform": Platform(profile), **(resource_overrides or {})},
         # One process a run: a model loads once an asset either way, and a laptop's cores are spent on the work.
         executor=in_process_executor,

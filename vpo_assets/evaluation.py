@@ -77,19 +77,22 @@ def build_evaluation(branch: Branch) -> EvaluationBranch:
         work=lambda platform, rows: _write_prompts(platform, target, training, rows),
         batch_size=lambda platform: platform.profile.refresh.text_batch,
     )
-    critiques = critique_step(critiques_table, prompts_table)
+    critiques = critique_step(critiques_table, prompts)
     videos = video_step(
         target,
         videos_table,
         rewards_table,
         f"SELECT prompt_id, query_id, prompt, method FROM {prompts_table.qualified}",
         lambda platform: platform.target(target).evaluation.seeds_per_prompt,
+        prompts,
     )
-    rewards = reward_step(target, rewards_table, videos_table)
+    rewards = reward_step(target, rewards_table, videos)
     figures = SetStep(
         table=EVALUATION.at(target),
         recipe=lambda platform: {"policies": list(_policies(platform, training).values())},
-        work=lambda platform: _evaluate(platform, target, training),
+        work=lambda platform: _evaluate(platform, target, training, videos),
+        reads=(prompts, critiques, videos, rewards),
+        faults=lambda platform: _other_policies(platform, prompts, training),
     )
     assets = (
         row_asset(
@@ -195,11 +198,30 @@ def _written_by(
     return policy_prompts(platform, trained.trained(platform), rows, platform.target(target).evaluation.sampling)
 
 
-def _evaluate(platform: Platform, target: str, training: Training) -> tuple[pa.Table, dict[str, Any]]:
+def _other_policies(platform: Platform, prompts: RowStep, training: Training) -> list[str]:
+    """Held-out prompts that were not written by the checkpoints that they are about to be counted for."""
+    found = platform.lake.query(
+        f"SELECT method, policy, count(*) AS n FROM {prompts.table.qualified} WHERE policy IS NOT NULL GROUP BY ALL "
+        "ORDER BY ALL"
+    ).to_pylist()
+    wanted = _policies(platform, training)
+    return [
+        f"{prompts.asset} has {row['n']} {row['method']} prompts written by {row['policy']}, the present data and "
+        f"settings make {wanted[row['method']]}: refresh {prompts.asset} first"
+        for row in found
+        if row["policy"] != wanted[row["method"]]
+    ]
+
+
+def _evaluate(platform: Platform, target: str, training: Training, filmed: RowStep) -> tuple[pa.Table, dict[str, Any]]:
     """The tables of the evaluation as rows, and as pictures and a report."""
     critiques = _by_method(platform.lake.read(EVAL_CRITIQUES.at(target), columns=["query_id", "method", "verdict"]))
     rewards = _by_method(
-        platform.lake.read(EVAL_REWARDS.at(target), columns=["query_id", "method", "score", "dimensions"])
+        platform.lake.read(
+            EVAL_REWARDS.at(target),
+            columns=["query_id", "method", "score", "dimensions"],
+            where=f"video_id IN (SELECT video_id FROM {filmed.present(platform)})",
+        )
     )
     text_level = text_level_table(critiques)
     video_level = video_level_table(rewards)

@@ -22,8 +22,10 @@ from vpo_assets.writing import method_of
 SHEET_ROWS = 6
 
 
-def video_step(target: str, videos: Table, rewards: Table, prompts: str, seeds: Callable[[Platform], int]) -> RowStep:
-    """The step of a video table: every prompt of a SELECT, filmed with so many seeds."""
+def video_step(
+    target: str, videos: Table, rewards: Table, prompts: str, seeds: Callable[[Platform], int], source: RowStep
+) -> RowStep:
+    """The step of a video table: every prompt of a SELECT over the source's table, filmed with so many seeds."""
     return RowStep(
         table=videos,
         inputs=lambda platform: filmed(prompts, seeds(platform), platform.profile.seed),
@@ -31,17 +33,19 @@ def video_step(target: str, videos: Table, rewards: Table, prompts: str, seeds: 
         work=lambda platform, rows: film(platform, target, rows),
         batch_size=lambda platform: platform.profile.refresh.video_batch,
         lost=lambda platform: lost_videos(platform, videos, rewards),
+        reads=(source,),
     )
 
 
-def reward_step(target: str, rewards: Table, videos: Table) -> RowStep:
-    """The step of a table of rewards: every video of another table, scored for its query."""
+def reward_step(target: str, rewards: Table, videos: RowStep) -> RowStep:
+    """The step of a table of rewards: every video of another step, scored for its query."""
     return RowStep(
         table=rewards,
-        inputs=lambda _: rewarded(videos.qualified, QUERIES.qualified),
+        inputs=lambda _: rewarded(videos.table.qualified, QUERIES.qualified),
         recipe=lambda platform: reward_recipe(platform, target),
         work=lambda platform, rows: reward(platform, target, rows),
         batch_size=lambda platform: platform.profile.refresh.video_batch,
+        reads=(videos,),
     )
 
 

@@ -30,6 +30,11 @@ concurrency:
 run_monitoring:
   enabled: true
   free_slots_after_run_end_seconds: 30
+# A run whose process is gone is started again, and does what is missing. One that failed by itself is not.
+run_retries:
+  enabled: true
+  max_retries: 3
+  retry_on_asset_or_op_failure: false
 telemetry:
   enabled: false
 # No invitation to a mailing list at the first start.

@@ -9,14 +9,18 @@ from typing import Any
 import pyarrow as pa
 from dagster import MetadataValue, TableColumn, TableColumnConstraints, TableSchema
 
+from storage.plan import Plan
 from storage.refresh import Report
-from storage.tables import Table, quoted
+from storage.tables import FAILURES, Table, quoted
+from vpo_assets.plan_words import in_one_line, reasons
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import as_markdown_image
-from vpo_assets.report.tables import markdown_table
+from vpo_assets.report.plain_text import one_line
+from vpo_assets.report.tables import escape_markdown, markdown_table
 
 PREVIEW_ROWS = 8
 PREVIEW_CHARACTERS = 160
+FAILURES_NAMED = 20
 
 
 def column_schema(table: Table) -> TableSchema:
@@ -53,6 +57,32 @@ def table_metadata(platform: Platform, table: Table, report: Report, run_id: str
         **usage(platform, table, run_id),
         "preview": MetadataValue.md(preview(platform, table)),
     }
+
+
+def plan_metadata(plan: Plan) -> dict[str, Any]:
+    """What a refresh was going to do when it began, and why."""
+    why = reasons(plan)
+    return {
+        "recipe": plan.recipe.id,
+        "planned": in_one_line(plan),
+        "why": MetadataValue.md("\n".join(f"- {escape_markdown(reason)}" for reason in why) or "nothing to do"),
+    }
+
+
+def failed_rows(platform: Platform, table: Table, recipe: str) -> list[str]:
+    """A line for each row in quarantine, the last to fail first: its input id and the first line of the reason."""
+    rows = platform.lake.query(
+        f"SELECT input_id, error, attempts, count(*) OVER () AS n FROM {FAILURES.qualified} "
+        f"WHERE table_name = ? AND recipe = ? ORDER BY last_at DESC, input_id LIMIT {FAILURES_NAMED}",
+        [table.label, recipe],
+    ).to_pylist()
+    lines = [
+        f"{table.label}: input {one_line(row['input_id'], 80)} failed (attempt {row['attempts']}): "
+        f"{one_line((row['error'].splitlines() or [''])[0], 300)}"
+        for row in rows
+    ]
+    more = rows[0]["n"] - len(rows) if rows else 0
+    return lines + ([f"{table.label}: and {more:,} more are in quarantine (table failures)"] if more else [])
 
 
 def usage(platform: Platform, table: Table, run_id: str) -> dict[str, int]:

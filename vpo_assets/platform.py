@@ -16,6 +16,7 @@ from resources.compute import build_compute
 from resources.judge import Judge, build_judge
 from resources.language_model import LanguageModel
 from resources.models import build_language_model, model_name, model_path
+from resources.query_locations import located
 from resources.settings import BUNDLED, Profile, TargetSettings, load_profile
 from resources.trainer import TrlTrainer, build_trainer
 from resources.video_generator import VideoGenerator, build_video_generator
@@ -140,9 +141,15 @@ class Platform:
         """A target's settings."""
         return self.profile.targets[name]
 
+    @property
+    def inbox(self) -> Path:
+        """The folder whose query files are taken in by themselves."""
+        inbox = self.profile.queries.inbox
+        return self.home / "inbox" if inbox is None else inbox.expanduser().resolve()
+
     def query_files(self) -> list[Path]:
-        """The profile's query files."""
-        return [BUNDLED_QUERIES if name == BUNDLED else Path(name) for name in self.profile.queries.files]
+        """The profile's query files; those of the hub are fetched. Raises NoQueryFile."""
+        return located([str(BUNDLED_QUERIES) if name == BUNDLED else name for name in self.profile.queries.files])
 
     def release(self) -> None:
         """Free the memory of every model that was loaded; each loads again when it is needed."""

@@ -4,18 +4,25 @@ Belongs here: the assets raw_prompts and queries. Does not belong here: reading 
 the rules of curation (ml/curation).
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from dagster import AssetExecutionContext, DataVersion, MaterializeResult, MetadataValue, ResourceParam, asset
 
-from ml.curation import curate
+from ml.curation import clean, curate
 from storage.content import data_version
-from storage.ingestion import ingest
+from storage.inbox import InboxReport, ingest_inbox
+from storage.ingestion import IngestReport, bring_back, ingest
+from storage.query_sources import Kind, let_go
 from storage.tables import INGESTION_FAILURES, QUERIES, RAW_PROMPTS
+from storage.take_down import TakeDown, TakeDownReport, apply_take_down, folded, load_take_down, summary
 from vpo_assets.metadata import column_schema, preview
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import funnel
+from vpo_assets.report.plain_text import one_line
 from vpo_assets.report.tables import markdown_table
 from vpo_assets.steps import SetStep
 from vpo_assets.table_assets import OWNERS, group, set_asset
@@ -28,31 +35,117 @@ class NoQueries(RuntimeError):
 
 
 @asset(
-    description="Users' queries as they came: the profile's query files, and whatever `vpo ingest` brought.",
+    description="Users' queries as they came: the profile's query files, the inbox, and what `vpo ingest` brought, "
+    "without those that were taken down.",
     group_name=group(RAW_PROMPTS),
     kinds={"duckdb"},
     owners=OWNERS,
     code_version="1",
 )
 def raw_prompts(context: AssetExecutionContext, platform: ResourceParam[Platform]) -> MaterializeResult[Any]:
-    """Ingest every file of the profile once; a file that was read before adds nothing."""
-    reports = [ingest(platform.lake, file) for file in platform.query_files()]
-    for report in reports:
-        context.log.info(f"{report.source}: {report.new} new of {report.rows_read}, {report.failed} quarantined")
-    rows = [
-        {"file": r.source, "read": r.rows_read, "new": r.new, "known": r.known, "quarantined": r.failed}
-        for r in reports
-    ]
+    """Make the table agree with its files; one that was read before and is as it was costs its hash."""
+    sources = refresh_sources(platform)
+    for line in sources.lines():
+        context.log.info(line)
     metadata: dict[str, Any] = {
         "dagster/row_count": platform.lake.count(RAW_PROMPTS),
         "dagster/column_schema": column_schema(RAW_PROMPTS),
         "dagster/table_name": RAW_PROMPTS.label,
-        "new": sum(report.new for report in reports),
+        **sources.counts(),
         "quarantined": platform.lake.count(INGESTION_FAILURES),
-        "files": MetadataValue.md(markdown_table(rows)),
+        "files": MetadataValue.md(markdown_table(sources.rows())),
         "preview": MetadataValue.md(preview(platform, RAW_PROMPTS)),
     }
+    if sources.inbox.unreadable:
+        rows = [{"file": file, "error": error} for file, error in sources.inbox.unreadable]
+        metadata["unreadable_files"] = MetadataValue.md(markdown_table(rows))
     return MaterializeResult(metadata=metadata, data_version=DataVersion(data_version(platform.lake, RAW_PROMPTS)))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What became of everything that queries come from."""
+
+    files: Sequence[IngestReport]
+    inbox: InboxReport
+    brought_back: Sequence[IngestReport]
+    let_go: int
+    take_down: TakeDownReport
+
+    @property
+    def reports(self) -> list[IngestReport]:
+        """Of all files that could be read."""
+        return [*self.files, *self.inbox.reports, *self.brought_back]
+
+    def counts(self) -> dict[str, int]:
+        """In queries: new, removed because no file holds them, removed because they were taken down, and all that are
+        taken down; entries of the take-down list that match nothing; files of the inbox that wait or cannot be read."""
+        return {
+            "new": sum(report.new for report in self.reports),
+            "removed": self.let_go + sum(report.removed for report in self.reports),
+            "taken_down_now": self.take_down.removed + sum(report.taken_down for report in self.reports),
+            "taken_down": self.take_down.kept_out,
+            "take_down_entries": self.take_down.entries,
+            "take_down_entries_without_match": self.take_down.unmatched,
+            "inbox_waiting": self.inbox.waiting,
+            "inbox_unreadable": len(self.inbox.unreadable),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each file."""
+        return [
+            {
+                "file": report.source,
+                "read": report.rows_read,
+                "new": report.new,
+                "known": report.known,
+                "removed": report.removed,
+                "quarantined": report.failed,
+                "taken_down": report.taken_down,
+                "read_now": report.read,
+            }
+            for report in self.reports
+        ]
+
+    def lines(self) -> list[str]:
+        """For the log. File names are other people's text."""
+        lines = [
+            f"{one_line(report.source, 200)}: {report.new} new of {report.rows_read}, {report.failed} quarantined, "
+            f"{report.removed} removed"
+            for report in self.reports
+            if report.read or report.removed
+        ]
+        lines += [f"cannot be read: {one_line(error, 500)}" for _, error in self.inbox.unreadable]
+        if self.let_go:
+            lines.append(f"{self.let_go} removed: their files are not named any longer")
+        if self.take_down.removed:
+            lines.append(f"{self.take_down.removed} taken down")
+        return lines
+
+
+def refresh_sources(platform: Platform) -> Sources:
+    """Take in what is new or corrected, let go of what no file holds any more, and take down what is listed."""
+    lake, settings = platform.lake, platform.profile.queries
+    take_down = take_down_of(platform)
+    taken = apply_take_down(lake, take_down)  # first of all: what must go does not wait for a file that cannot be read
+    files = platform.query_files()
+    reports = [
+        ingest(lake, file, columns=settings.columns, kind=Kind.PROFILE, name=str(file.absolute()), take_down=take_down)
+        for file in files
+    ]
+    inbox = ingest_inbox(lake, platform.inbox, columns=settings.columns, take_down=take_down)
+    removed = let_go(lake, Kind.PROFILE, [str(file.absolute()) for file in files])
+    brought_back = bring_back(lake, platform.inbox, take_down)
+    return Sources(reports, inbox, brought_back, removed, summary(lake, take_down, taken))
+
+
+def take_down_of(platform: Platform) -> TakeDown:
+    """The profile's take-down list. Texts count as the same when curation cleans them to the same words."""
+    return load_take_down([Path(name) for name in platform.profile.queries.take_down], _folded)
+
+
+def _folded(text: str) -> str:
+    return folded(clean(text))
 
 
 def curated_queries(platform: Platform) -> tuple[pa.Table, dict[str, Any]]:

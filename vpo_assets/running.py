@@ -20,8 +20,11 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.events import EngineEventData
 from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 from dagster._core.utils import make_new_run_id
 from dagster._utils.interrupts import capture_interrupts
+
+from storage.plan import Mode
 
 CODE_LOCATION = "vpo"
 """The name that workspace.yaml gives to the code location."""
@@ -44,10 +47,23 @@ class Options:
 
     full: bool = False
     limit: int | None = None
+    append: bool = False
+    accept_stale_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.full and self.append:
+            raise OptionsDoNotApply("--full makes every row again, --append keeps earlier ones: choose one")
+
+    @property
+    def mode(self) -> Mode:
+        """How tables are refreshed."""
+        return Mode.FULL if self.full else Mode.APPEND if self.append else Mode.INCREMENTAL
 
     def config(self) -> dict[str, Any]:
         """The run config of one asset; empty where nothing differs from the defaults."""
-        return ({"mode": "full"} if self.full else {}) | ({"limit": self.limit} if self.limit else {})
+        mode = self.mode.name if self.mode is not Mode.INCREMENTAL else None  # Dagster knows an enum by its names
+        chosen = {"mode": mode, "limit": self.limit, "accept_stale_inputs": self.accept_stale_inputs}
+        return {name: value for name, value in chosen.items() if value}
 
 
 class CodeLocation:
@@ -91,11 +107,11 @@ class CodeLocation:
         for key in keys:
             assets = self._repository.assets_defs_by_key[key]
             fields = getattr(assets.op.config_schema.as_field().config_type, "fields", None) or {}
-            if "mode" in fields:
-                ops[assets.op.name] = {"config": config}
+            if taken := {name: value for name, value in config.items() if name in fields}:
+                ops[assets.op.name] = {"config": taken}
         if not ops:
             named = ", ".join(key.to_user_string() for key in keys)
-            raise OptionsDoNotApply(f"--full and --limit do not apply to {named}: it is computed as a whole")
+            raise OptionsDoNotApply(f"{_named(config)} do not apply to {named}: it is computed as a whole")
         return {"ops": ops}
 
     def execute(
@@ -119,7 +135,8 @@ class CodeLocation:
             job_def=job.get_definition(),
             run_id=run_id,
             run_config={**self.run_config(keys, options), **quiet},
-            tags={"vpo/started_by": "command line", **(tags or {})},
+            # Its person is there to start it again, and would not expect a daemon to do so.
+            tags={"vpo/started_by": "command line", MAX_RETRIES_TAG: "0", **(tags or {})},
             asset_selection=set(keys),
             remote_job_origin=origin.get_job_origin(job_name),
             job_code_origin=job.get_python_origin(),
@@ -131,6 +148,11 @@ class CodeLocation:
         instance.report_engine_event(f"Started process for run (pid: {pid}).", run, EngineEventData.in_process(pid))
         with capture_interrupts():
             return execute_run(job, run, instance).success
+
+
+def _named(config: Mapping[str, Any]) -> str:
+    """Options as they are typed."""
+    return "--full, --append and --limit" if config.keys() & {"mode", "limit"} else "--accept-stale-inputs"
 
 
 def new_run_id() -> str:

@@ -56,7 +56,7 @@ drafts = row_asset(
     uses_model=True,
 )
 
-DRAFT_CRITIQUES_STEP = critique_step(DRAFT_CRITIQUES, DRAFTS)
+DRAFT_CRITIQUES_STEP = critique_step(DRAFT_CRITIQUES, DRAFTS_STEP)
 
 draft_critiques = row_asset(
     DRAFT_CRITIQUES_STEP,
@@ -72,7 +72,8 @@ def sft_examples(platform: Platform) -> tuple[pa.Table, dict[str, Any]]:
     critiques = platform.lake.query(
         "SELECT c.query_id, c.prompt_id, q.query, c.aligned, coalesce(c.refined, c.prompt) AS answer "
         f"FROM {DRAFT_CRITIQUES.qualified} AS c JOIN {QUERIES.qualified} AS q USING (query_id) "
-        "WHERE c.aligned OR c.refined IS NOT NULL ORDER BY c.query_id"
+        f"WHERE c.prompt_id IN (SELECT prompt_id FROM {DRAFTS_STEP.present(platform)}) "
+        "AND (c.aligned OR c.refined IS NOT NULL) ORDER BY c.query_id"
     ).to_pylist()
     template = platform.template("optimize")
     examples = [
@@ -101,6 +102,7 @@ SFT_DATASET_STEP = SetStep(
     table=SFT_DATASET,
     recipe=lambda platform: {"template": platform.template("optimize").hash},
     work=sft_examples,
+    reads=(DRAFTS_STEP, DRAFT_CRITIQUES_STEP),
 )
 
 sft_dataset = set_asset(

@@ -4,7 +4,7 @@ Belongs here: the two kinds of steps and how they are carried out on a platform.
 particular step (prompts.py, sft.py, target.py, evaluation.py) or Dagster (table_assets.py).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,7 +14,18 @@ from resources.outcome import Failed, Outcome, Skipped
 from storage.ids import content_id
 from storage.plan import Plan
 from storage.recipe import JSON
-from storage.refresh import BatchResult, Failure, Progress, Recipe, RefreshConfig, Report, plan, rebuild, refresh
+from storage.refresh import (
+    BatchResult,
+    Failure,
+    Mapper,
+    Progress,
+    Recipe,
+    RefreshConfig,
+    Report,
+    plan,
+    rebuild,
+    refresh,
+)
 from storage.tables import LINEAGE_NAMES, Table
 from vpo_assets.platform import Platform
 
@@ -33,13 +44,20 @@ def no_lost_rows(platform: Platform) -> Collection[str]:
     return ()
 
 
+def nothing_else(platform: Platform) -> Iterable[str]:
+    """Steps that nothing but their upstreams' recipes can make wrong."""
+    del platform
+    return ()
+
+
 @dataclass(frozen=True)
 class RowStep:
     """A step that makes its rows one by one: each input row gives one output row, now or never again.
 
     `inputs` is a SELECT over the lake with a column input_id; `recipe` is everything besides the input row that
     decides the result; `work` maps input rows to output rows, in order, without lineage columns, or says why a row
-    has none.
+    has none. `reads` are the steps whose rows it joins, and `faults` says, one line each, what else of its inputs was
+    made by something that the profile does not name: both are looked at before it works (provenance.py).
     """
 
     table: Table
@@ -49,10 +67,31 @@ class RowStep:
     batch_size: Callable[[Platform], int]
     code_version: str = "1"
     lost: Callable[[Platform], Collection[str]] = no_lost_rows
+    reads: tuple["RowStep", ...] = ()
+    faults: Callable[[Platform], Iterable[str]] = nothing_else
+
+    @property
+    def asset(self) -> str:
+        """`drafts`, `shapes/videos`."""
+        return self.table.label.replace(".", "/")
 
     def full_recipe(self, platform: Platform) -> Recipe:
         """The recipe with the step's code version."""
         return Recipe({"code": self.code_version, **self.recipe(platform)})
+
+    def present(self, platform: Platform) -> str:
+        """SQL for one row an input: that of the present recipe, else the one made last.
+
+        Where rows of earlier recipes were kept (append), steps that choose among rows choose among these.
+        """
+        name, recipe = self.table.qualified, self.full_recipe(platform).id
+        assert recipe.isalnum()
+        return (
+            f"(SELECT * FROM {name} WHERE recipe = '{recipe}' UNION ALL SELECT * FROM ("
+            f"FROM {name} ANTI JOIN (SELECT input_id FROM {name} WHERE recipe = '{recipe}') USING (input_id) "
+            f"WHERE recipe <> '{recipe}') "
+            "QUALIFY row_number() OVER (PARTITION BY input_id ORDER BY made_at DESC, recipe) = 1)"
+        )
 
     def plan(self, platform: Platform, config: RefreshConfig) -> Plan:
         """What a refresh would do now."""
@@ -66,9 +105,17 @@ class RowStep:
         )
 
     def refresh(
-        self, platform: Platform, config: RefreshConfig, run_id: str, progress: Callable[[Progress], None]
+        self,
+        platform: Platform,
+        config: RefreshConfig,
+        run_id: str,
+        progress: Callable[[Progress], None],
+        *,
+        announce: Callable[[Plan], None] = lambda _: None,
+        mapper: Mapper | None = None,
     ) -> Report:
-        """Bring the table up to date; models are freed at the end."""
+        """Bring the table up to date; models are freed at the end. `announce` is told the plan before any work;
+        `mapper` takes the place of the platform's."""
         columns = pa.schema([pa.field(c.name, c.type) for c in self.table.columns] + [("input_id", pa.string())])
 
         def work(batch: pa.Table) -> BatchResult:
@@ -88,8 +135,9 @@ class RowStep:
                 work,
                 config,
                 run_id=run_id,
-                mapper=platform.compute,
+                mapper=mapper or platform.compute,
                 progress=progress,
+                announce=announce,
                 lost=self.lost(platform),
             )
         finally:
@@ -100,19 +148,30 @@ class RowStep:
 class SetStep:
     """A step whose rows are a function of a whole set: cheap to compute, and only what changed is written.
 
-    `work` returns rows with the table's own columns, and figures for people to look at.
+    `work` returns rows with the table's own columns, and figures for people to look at. `reads`, `faults`: as for
+    RowStep.
     """
 
     table: Table
     recipe: Callable[[Platform], Mapping[str, JSON]]
     work: Callable[[Platform], tuple[pa.Table, dict[str, Any]]]
     code_version: str = "1"
+    reads: tuple[RowStep, ...] = ()
+    faults: Callable[[Platform], Iterable[str]] = nothing_else
+
+    @property
+    def asset(self) -> str:
+        """`queries`, `shapes/evaluation`."""
+        return self.table.label.replace(".", "/")
+
+    def full_recipe(self, platform: Platform) -> Recipe:
+        """The recipe with the step's code version."""
+        return Recipe({"code": self.code_version, **self.recipe(platform)})
 
     def rebuild(self, platform: Platform, run_id: str) -> tuple[Report, dict[str, Any]]:
         """Compute the rows and write what differs."""
         rows, figures = self.work(platform)
-        recipe = Recipe({"code": self.code_version, **self.recipe(platform)})
-        return rebuild(platform.lake, self.table, rows, recipe, run_id=run_id), figures
+        return rebuild(platform.lake, self.table, rows, self.full_recipe(platform), run_id=run_id), figures
 
 
 def joined(rows: Sequence[Row], outcomes: Sequence[Outcome[T]], make: Callable[[Row, T], Row]) -> list[Made]:

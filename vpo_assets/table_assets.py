@@ -18,11 +18,16 @@ from dagster import (
 )
 from pydantic import Field
 
+from storage.plan import Plan
 from storage.refresh import Mode, Progress, RefreshConfig
 from storage.tables import Table
-from vpo_assets.metadata import figures_metadata, table_metadata
+from vpo_assets.free_disk import stop_if_disk_is_full
+from vpo_assets.metadata import failed_rows, figures_metadata, plan_metadata, table_metadata
+from vpo_assets.plan_words import in_one_line
 from vpo_assets.platform import Platform
+from vpo_assets.provenance import check_at_the_door
 from vpo_assets.steps import RowStep, SetStep
+from vpo_assets.watched_work import WatchedWork
 
 OWNERS = ["team:prompt-optimization"]
 GPU_POOL = "gpu"
@@ -31,7 +36,15 @@ SECONDS_BETWEEN_LINES = 5.0
 Figures = Callable[[Platform], Mapping[str, Any]]
 
 
-class RefreshOptions(Config):
+class SetOptions(Config):
+    """What the Launchpad offers for a table that is computed as a whole."""
+
+    accept_stale_inputs: bool = Field(
+        default=False, description="go on although what it reads was not made by what the profile names"
+    )
+
+
+class RefreshOptions(SetOptions):
     """What the Launchpad offers for a table: how to refresh it this time."""
 
     mode: Mode = Field(
@@ -84,9 +97,24 @@ def row_asset(
     def materialize(
         context: AssetExecutionContext, config: RefreshOptions, platform: ResourceParam[Platform]
     ) -> MaterializeResult[Any]:
+        check_at_the_door(context, platform, step, accept=config.accept_stale_inputs)
         options = config.refresh_config(platform, step.batch_size(platform))
-        report = step.refresh(platform, options, context.run_id, _progress_lines(context, step.table))
-        metadata = table_metadata(platform, step.table, report, context.run_id)
+        planned: dict[str, Any] = {}
+
+        def announce(plan: Plan) -> None:
+            context.log.info(in_one_line(plan))
+            planned.update(plan_metadata(plan))
+
+        watched = WatchedWork(platform.compute, lambda: stop_if_disk_is_full(platform, step.asset))
+        progress = _progress_lines(context, step.table)
+        report = step.refresh(platform, options, context.run_id, progress, announce=announce, mapper=watched)
+        for line in failed_rows(platform, step.table, planned["recipe"]) if report.failed else ():
+            context.log.warning(line)
+        metadata = table_metadata(platform, step.table, report, context.run_id) | planned
+        metadata |= {
+            "seconds_in_model": round(watched.model_seconds, 2),
+            "seconds_in_storage": round(watched.storage_seconds, 2),
+        }
         if figures is not None:
             metadata |= figures_metadata(figures(platform))
         return MaterializeResult(metadata=metadata, data_version=DataVersion(report.data_version))
@@ -109,9 +137,20 @@ def set_asset(
         owners=OWNERS,
         code_version=step.code_version,
     )
-    def materialize(context: AssetExecutionContext, platform: ResourceParam[Platform]) -> MaterializeResult[Any]:
+    def materialize(
+        context: AssetExecutionContext, config: SetOptions, platform: ResourceParam[Platform]
+    ) -> MaterializeResult[Any]:
+        check_at_the_door(context, platform, step, accept=config.accept_stale_inputs)
+        stop_if_disk_is_full(platform, step.asset)
+        started = time.monotonic()
         report, figures = step.rebuild(platform, context.run_id)
+        computing = max(0.0, time.monotonic() - started - report.seconds)
         metadata = table_metadata(platform, step.table, report, context.run_id) | dict(figures_metadata(figures))
+        metadata |= {
+            "recipe": step.full_recipe(platform).id,
+            "seconds_in_model": round(computing, 2),
+            "seconds_in_storage": round(report.seconds, 2),
+        }
         return MaterializeResult(metadata=metadata, data_version=DataVersion(report.data_version))
 
     return materialize

@@ -28,6 +28,7 @@ from storage.tables import (
 )
 from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
+from vpo_assets.provenance import other_base
 from vpo_assets.sft import SFT_TRAINING, split_queries
 from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
@@ -72,20 +73,23 @@ def build_branch(target: str) -> Branch:
         ),
         work=lambda platform, rows: _sample(platform, target, rows),
         batch_size=lambda platform: platform.profile.refresh.text_batch,
+        faults=lambda platform: other_base(platform, policy_id(platform, target)),
     )
-    critiques = critique_step(critiques_table, candidates_table)
+    critiques = critique_step(critiques_table, candidates)
     videos = video_step(
         target,
         videos_table,
         rewards_table,
         f"SELECT prompt_id, query_id, prompt FROM {critiques_table.qualified} WHERE aligned",
         lambda platform: platform.target(target).seeds_per_prompt,
+        critiques,
     )
-    rewards = reward_step(target, rewards_table, videos_table)
+    rewards = reward_step(target, rewards_table, videos)
     pairs = SetStep(
         table=pairs_table,
         recipe=lambda platform: _pairs_recipe(platform, target),
-        work=lambda platform: _pairs(platform, target),
+        work=lambda platform: _pairs(platform, target, candidates, videos),
+        reads=(candidates, critiques, videos, rewards),
     )
     training = Training(
         stage="dpo",
@@ -174,12 +178,17 @@ def _pairs_recipe(platform: Platform, target: str) -> dict[str, JSON]:
     }
 
 
-def _pairs(platform: Platform, target: str) -> tuple[pa.Table, dict[str, Any]]:
-    """At most one pair a query, as the paper selects them."""
+def _pairs(platform: Platform, target: str, sampled: RowStep, filmed: RowStep) -> tuple[pa.Table, dict[str, Any]]:
+    """At most one pair a query, as the paper selects them. Of rows that were made several times, the present ones."""
     lake, checklist = platform.lake, platform.video_rewards[target].checklist
-    candidates = lake.read(CANDIDATES.at(target), columns=["query_id", "prompt_id", "prompt"])
+    candidates = lake.read(
+        sampled.table,
+        columns=["query_id", "prompt_id", "prompt"],
+        where=f"prompt_id IN (SELECT prompt_id FROM {sampled.present(platform)})",
+    )
     critiques = lake.read(CANDIDATE_CRITIQUES.at(target), columns=["prompt_id", "aligned", "refined"])
-    rewards = average_rewards(lake.read(VIDEO_REWARDS.at(target)), checklist, use=checklist.counts)
+    of_present = f"video_id IN (SELECT video_id FROM {filmed.present(platform)})"
+    rewards = average_rewards(lake.read(VIDEO_REWARDS.at(target), where=of_present), checklist, use=checklist.counts)
     settings = platform.target(target).pairs
     selection = select_pairs(candidates.sort_by("prompt_id"), critiques, rewards, checklist, settings)
     queries = lake.read(QUERIES, columns=["query_id", "query"])
@@ -193,11 +202,15 @@ def _pairs(platform: Platform, target: str) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def score_cube(platform: Platform, rewards_table: Table) -> NDArray[np.float64]:
-    """Scores as (queries, prompts, seeds), NaN where there is none; queries with fewer than two prompts left out."""
+    """Scores as (queries, prompts, seeds), NaN where there is none; queries with fewer than two prompts left out.
+
+    Where a prompt was filmed several times with one seed, the last film counts.
+    """
     rows = platform.lake.query(
         "SELECT query_id, dense_rank() OVER (PARTITION BY query_id ORDER BY prompt_id) - 1 AS prompt, "
         "row_number() OVER (PARTITION BY prompt_id ORDER BY seed) - 1 AS seed, score "
-        f"FROM {rewards_table.qualified} ORDER BY query_id"
+        f"FROM (FROM {rewards_table.qualified} QUALIFY row_number() OVER "
+        "(PARTITION BY prompt_id, seed ORDER BY made_at DESC, video_id) = 1) ORDER BY query_id"
     ).to_pylist()
     if not rows:
         return np.empty((0, 0, 0))

@@ -5,14 +5,15 @@ target.py) or the training itself (ml/sft.py, ml/dpo.py).
 """
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
 from dagster import (
     AssetExecutionContext,
     AssetsDefinition,
@@ -22,22 +23,35 @@ from dagster import (
     ResourceParam,
     asset,
 )
+from filelock import FileLock, Timeout
 
 from ml.fine_tuning import DpoSettings, TrainingJob, TrainingSettings
 from storage.checkpoints import BrokenCheckpoint, CheckpointManifest
 from storage.content import data_version
 from storage.recipe import JSON, Recipe, stamped
 from storage.tables import CHECKPOINTS, Table
+from storage.training_files import write_training_file
+from vpo_assets.free_disk import stop_if_disk_is_full
 from vpo_assets.metadata import picture
 from vpo_assets.platform import Platform
+from vpo_assets.provenance import check_training_at_the_door
 from vpo_assets.report.pictures import curves
 from vpo_assets.steps import own_columns
-from vpo_assets.table_assets import GPU_POOL, OWNERS, SECONDS_BETWEEN_LINES
+from vpo_assets.table_assets import GPU_POOL, OWNERS, SECONDS_BETWEEN_LINES, SetOptions
 
 CURVES = {
     "sft": ("loss", "mean_token_accuracy", "learning_rate"),
     "dpo": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
 }
+
+
+SECONDS_BETWEEN_LOOKS = 60.0
+TRAINING_FILE = "training_file.json"
+"""In the work folder of a training: what it is trained on, so that retention leaves it alone."""
+
+
+class TrainingChanged(RuntimeError):
+    """What a training starts from changed while it was being prepared; says what to do."""
 
 
 class NotTrained(RuntimeError):
@@ -67,14 +81,14 @@ class Training:
         name = f"{self.stage}_checkpoint"
         return f"{self.target}/{name}" if self.target else name
 
-    def recipe(self, platform: Platform) -> Recipe:
-        """Everything that decides the weights: base, data, settings, code."""
+    def recipe(self, platform: Platform, snapshot: int | None = None) -> Recipe:
+        """Everything that decides the weights: base, data (now or as of a snapshot), settings, code."""
         settings = self.seeded_settings(platform)
         parts: dict[str, JSON] = {
             "code": self.code_version,
             "stage": self.stage,
             "base": self.base_name(platform),
-            "data": data_version(platform.lake, self.data),
+            "data": data_version(platform.lake, self.data, snapshot),
             "settings": settings.model_dump(mode="json", exclude={"save_every", "micro_batch_size"}),
             "dtype": platform.profile.trained_model.dtype,
         }
@@ -82,7 +96,11 @@ class Training:
 
     def checkpoint_id(self, platform: Platform) -> str:
         """The id of the checkpoint that the present data and settings make, trained or not."""
-        return f"{self.stage}-{self.recipe(platform).id[:16]}"
+        return self.id_of(self.recipe(platform))
+
+    def id_of(self, recipe: Recipe) -> str:
+        """The id of the checkpoint that a recipe makes."""
+        return f"{self.stage}-{recipe.id[:16]}"
 
     def trained(self, platform: Platform) -> str:
         """The same id, if it is trained. Raises NotTrained."""
@@ -98,17 +116,45 @@ class Training:
 def train(
     platform: Platform,
     training: Training,
-    checkpoint_id: str,
+    snapshot: int,
+    recipe: Recipe,
     on_progress: Callable[[dict[str, float]], None],
-) -> CheckpointManifest:
-    """Train the checkpoint, resuming an interrupted run; a whole one that is there is left alone."""
-    settings = training.seeded_settings(platform)
+    say: Callable[[str], None],
+) -> tuple[CheckpointManifest, bool]:
+    """Train the checkpoint of a recipe on the data of a snapshot, resuming an interrupted run; a whole one that is
+    there is left alone. Where another process is training it, waits for it to end, and takes over if it fails.
+
+    The manifest, and whether it was trained now.
+    """
+    checkpoint_id = training.id_of(recipe)
     work = platform.home / "training" / checkpoint_id
-    work.mkdir(parents=True, exist_ok=True)
-    snapshot = platform.lake.snapshot()
+    with alone(work, lambda holder: say(f"{checkpoint_id}: {holder} is training it; waiting for it to end")):
+        reused = _is_whole(platform, checkpoint_id)
+        if not reused:
+            _train(platform, training, snapshot, recipe, work, on_progress)
+        _, complete = platform.checkpoints.load(checkpoint_id)
+        _record(platform, complete)
+        (work / TRAINING_FILE).unlink(missing_ok=True)  # from here on the manifest says it
+        forget_states(work / "states")
+    return complete, not reused
+
+
+def _train(
+    platform: Platform,
+    training: Training,
+    snapshot: int,
+    recipe: Recipe,
+    work: Path,
+    on_progress: Callable[[dict[str, float]], None],
+) -> None:
+    settings = training.seeded_settings(platform)
+    checkpoint_id = training.id_of(recipe)
     data = work / "data.parquet"
-    pq.write_table(_ordered(platform, training.data, snapshot), data)
+    training_file = write_training_file(platform.lake, training.data, snapshot, data)
+    (work / TRAINING_FILE).write_text(training_file.model_dump_json())
     path = training.base(platform)
+    if training.recipe(platform, snapshot).id != recipe.id:
+        raise TrainingChanged(f"the base of {checkpoint_id} changed while its training was prepared: run it again")
 
     def fill(folder: Path) -> Mapping[str, Any]:
         job = TrainingJob(
@@ -130,14 +176,54 @@ def train(
         stage=training.stage,
         target=training.target,
         base=training.base_name(platform),
-        recipe=dict(training.recipe(platform).parts),
+        recipe=dict(recipe.parts),
         inputs={training.data.label: snapshot},
+        training_file=training_file,
     )
     platform.checkpoints.commit(checkpoint_id, manifest, fill)
-    _, complete = platform.checkpoints.load(checkpoint_id)
-    _record(platform, complete)
-    _forget_states(work / "states")
-    return complete
+
+
+@contextmanager
+def alone(work: Path, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Hold a training's work folder for this process; the system frees it when the process ends, however it does.
+
+    `waiting` is told by whom it is held, at once and then every minute.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    holder = work / "holder"
+    lock = FileLock(work / "lock")
+    patience = 0.0
+    while True:
+        try:
+            lock.acquire(timeout=patience)
+            break
+        except Timeout:
+            waiting(holder.read_text()[:100] if holder.exists() else "another process")
+            patience = SECONDS_BETWEEN_LOOKS
+    try:
+        holder.write_text(f"process {os.getpid()}")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def nobody_else(work: Path) -> Iterator[bool]:
+    """Whether no process is training in the work folder, nor begins to while this is held."""
+    if not work.is_dir():
+        yield True
+        return
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def checkpoint_asset(training: Training, *, description: str, deps: list[str]) -> AssetsDefinition:
@@ -154,18 +240,27 @@ def checkpoint_asset(training: Training, *, description: str, deps: list[str]) -
         code_version=training.code_version,
         pool=GPU_POOL,
     )
-    def materialize(context: AssetExecutionContext, platform: ResourceParam[Platform]) -> MaterializeResult[Any]:
-        checkpoint_id = training.checkpoint_id(platform)
-        reused = _is_whole(platform, checkpoint_id)
+    def materialize(
+        context: AssetExecutionContext, config: SetOptions, platform: ResourceParam[Platform]
+    ) -> MaterializeResult[Any]:
+        base = training.base_name(platform)
+        check_training_at_the_door(
+            context, platform, base if training.stage == "dpo" else None, accept=config.accept_stale_inputs
+        )
+        stop_if_disk_is_full(platform, training.asset_name)
+        snapshot = platform.lake.snapshot()  # first: the id, the training file and the manifest speak of one moment
+        recipe = training.recipe(platform, snapshot)
+        checkpoint_id = training.id_of(recipe)
         started = time.monotonic()
-        manifest = train(platform, training, checkpoint_id, _progress_lines(context, checkpoint_id))
-        context.log.info(f"{checkpoint_id}: {'already trained' if reused else 'trained'}")
+        show = _progress_lines(context, checkpoint_id)
+        manifest, trained_now = train(platform, training, snapshot, recipe, show, context.log.info)
+        context.log.info(f"{checkpoint_id}: {'trained' if trained_now else 'already trained'}")
         path = platform.checkpoints.path(checkpoint_id)
         curve = json.loads((path / "training.json").read_text())["curve"]
         metadata: dict[str, Any] = {
             "checkpoint": checkpoint_id,
             "dagster/uri": str(path),
-            "trained_now": not reused,
+            "trained_now": trained_now,
             "seconds": round(time.monotonic() - started, 1),
             "base": manifest.base,
             "inputs": MetadataValue.json(manifest.inputs),
@@ -186,17 +281,14 @@ def _is_whole(platform: Platform, checkpoint_id: str) -> bool:
     return True
 
 
-def _forget_states(work: Path) -> None:
-    """Free what an interrupted training would have resumed from (12 bytes a parameter and more); its log stays."""
-    for name in ("checkpoint-*", "examples"):
-        for folder in list(work.rglob(name)):
-            shutil.rmtree(folder, ignore_errors=True)
+def forget_states(work: Path, *, dry_run: bool = False) -> int:
+    """Free what an interrupted training would have resumed from (12 bytes a parameter and more); its log stays.
 
-
-def _ordered(platform: Platform, table: Table, snapshot: int) -> Any:
-    """The training rows in the order of their ids: the same data is the same file."""
-    rows = platform.lake.read(table, version=snapshot)
-    return rows.sort_by(table.key).select([column.name for column in table.columns])
+    How many folders."""
+    folders = [folder for name in ("checkpoint-*", "examples") for folder in work.rglob(name)]
+    for folder in [] if dry_run else folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(folders)
 
 
 def _record(platform: Platform, manifest: CheckpointManifest) -> None:

@@ -93,14 +93,15 @@ def _critique_row(row: Row, judgement: Judgement) -> Row:
     }
 
 
-def critique_step(critiques: Table, prompts: Table) -> RowStep:
-    """The step of a table of critiques: every prompt of another table, judged against its query."""
+def critique_step(critiques: Table, prompts: RowStep) -> RowStep:
+    """The step of a table of critiques: every prompt of another step, judged against its query."""
     return RowStep(
         table=critiques,
-        inputs=lambda _: critiqued(prompts.qualified, QUERIES.qualified),
+        inputs=lambda _: critiqued(prompts.table.qualified, QUERIES.qualified),
         recipe=judge_recipe,
         work=critique_rows,
         batch_size=lambda platform: platform.profile.refresh.text_batch,
+        reads=(prompts,),
     )
 
 

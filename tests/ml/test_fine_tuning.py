@@ -29,7 +29,7 @@ from ml.fine_tuning import (
     read_job,
 )
 from resources.settings import TrainerSettings
-from resources.trainer import TrainingFailed, TrlTrainer
+from resources.trainer import TrainingFailed, TrainingInterrupted, TrlTrainer
 from tests.resources.test_trainer import is_gone
 from tests.tiny_model import save_tiny_model
 
@@ -292,6 +292,63 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_been(
     assert (report["examples"], report["too_long"], report["steps"]) == (24, 2, STEPS)
     assert len([entry for entry in report["curve"] if "loss" in entry]) == STEPS  # with those from before
     assert furthest_apart(job.output, undisturbed) < 1e-5
+
+
+def terminated_at(step: int) -> Callable[[dict[str, float]], None]:
+    """What asks a training to end by SIGTERM when it tells of a step."""
+
+    def terminate(figures: dict[str, float]) -> None:
+        if figures["step"] == step:
+            for pid in descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
+    return terminate
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds its children in /proc")
+def test_a_training_that_is_asked_to_end_saves_its_state_and_goes_on_from_it(
+    tmp_path: Path, base: Path, undisturbed: Path
+) -> None:
+    job = sft_job(tmp_path, base, **LONG)
+    with pytest.raises(TrainingInterrupted, match=rf"after step \d+ of {STEPS}; its state is saved"):
+        trained("sft", job, terminated_at(25))
+    assert list(job.output.iterdir()) == []
+    state = last_state(job.work)
+    assert state is not None
+    reached = int(Path(state).name.removeprefix("checkpoint-"))
+    assert reached >= 25  # where only every tenth is saved anyway
+    seen, report = trained("sft", job)
+    assert [figures["step"] for figures in seen if "loss" in figures] == list(range(reached + 1, STEPS + 1))
+    assert report["steps"] == STEPS
+    assert furthest_apart(job.output, undisturbed) < 1e-5
+
+
+@pytest.mark.slow
+def test_interrupting_the_run_saves_the_state_of_its_training(tmp_path: Path, base: Path) -> None:
+    def interrupt(figures: dict[str, float]) -> None:
+        if figures["step"] == 25:
+            raise KeyboardInterrupt
+
+    job = sft_job(tmp_path, base, **LONG)
+    with pytest.raises(KeyboardInterrupt):
+        trained("sft", job, interrupt)
+    state = last_state(job.work)
+    assert state is not None and int(Path(state).name.removeprefix("checkpoint-")) >= 25
+    assert list(job.output.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds its children in /proc")
+def test_several_processes_that_are_asked_to_end_agree_on_the_step(tmp_path: Path, base: Path) -> None:
+    job = sft_job(tmp_path, base, **LONG)
+    pair = TrlTrainer(TrainerSettings(accelerate="ddp", processes=2))
+    with pytest.raises(TrainingFailed):
+        trained("sft", job, terminated_at(25), trainer=pair)
+    state = last_state(job.work)
+    assert state is not None and int(Path(state).name.removeprefix("checkpoint-")) >= 25
+    assert list(job.output.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ def manifest(checkpoint_id: str) -> CheckpointManifest:
 
 
 def fill(folder: Path) -> Mapping[str, float]:
-    (folder / "weights.bin").write_bytes(bytes(range(256)) * 40)
+    (folder / "weights.data").write_bytes(bytes(range(256)) * 40)
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "vocabulary.json").write_text("{}")
     return {"loss": 0.25}
@@ -40,7 +40,7 @@ def test_commit_and_load(tmp_path: Path) -> None:
         {"rate": 1e-4},
     )
     assert {name: file.bytes for name, file in loaded.files.items()} == {
-        "weights.bin": 10240,
+        "weights.data": 10240,
         "tokenizer/vocabulary.json": 2,
     }
     assert store.commit("one", manifest("one"), must_not_run) == path
@@ -72,9 +72,9 @@ def same_size(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "complaint"),
     [
-        ("weights.bin", Path.unlink, "weights.bin is missing"),
-        ("weights.bin", same_size, "weights.bin was altered"),
-        ("weights.bin", lambda file: file.write_bytes(b"x"), "weights.bin has 1 bytes instead of 10240"),
+        ("weights.data", Path.unlink, "weights.data is missing"),
+        ("weights.data", same_size, "weights.data was altered"),
+        ("weights.data", lambda file: file.write_bytes(b"x"), "weights.data has 1 bytes instead of 10240"),
         ("tokenizer/vocabulary.json", Path.unlink, "tokenizer/vocabulary.json is missing"),
         ("manifest.json", Path.unlink, "manifest.json is missing"),
         ("manifest.json", lambda file: file.write_text('{"id": "one"'), "manifest.json cannot be read"),
@@ -98,9 +98,9 @@ def test_damage_is_named_and_mended_by_committing_again(
 def test_without_verify_sizes_are_checked_and_contents_are_not(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     store.commit("one", manifest("one"), fill)
-    same_size(store.path("one") / "weights.bin")
+    same_size(store.path("one") / "weights.data")
     store.load("one", verify=False)
-    (store.path("one") / "weights.bin").unlink()
+    (store.path("one") / "weights.data").unlink()
     with pytest.raises(BrokenCheckpoint, match="is missing"):
         store.load("one", verify=False)
 
@@ -141,8 +141,8 @@ def test_ids_are_plain_names(tmp_path: Path, checkpoint_id: str) -> None:
 
 def test_links_are_refused(tmp_path: Path) -> None:
     def links(folder: Path) -> Mapping[str, float]:
-        (folder / "weights.bin").symlink_to("/etc/hostname")
+        (folder / "weights.data").symlink_to("/etc/hostname")
         return {}
 
-    with pytest.raises(ValueError, match=r"weights\.bin is a link"):
+    with pytest.raises(ValueError, match=r"weights\.data is a link"):
         CheckpointStore(tmp_path).commit("one", manifest("one"), links)

@@ -6,20 +6,12 @@ go to the folder that VPO_SCREENSHOTS names.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Page, Response, expect, sync_playwright
@@ -28,12 +20,11 @@ from storage.ids import content_id
 from storage.lake import Lake
 from storage.recipe import Recipe, stamped
 from storage.tables import CANDIDATE_CRITIQUES, QUERIES, VIDEOS
-from vpo_assets.platform import BUNDLED_QUERIES
+from tests.ui.serving import Served, serving
 from vpo_assets.steps import own_columns
 
 CHROMIUM = shutil.which("chromium")
 QUERY_COUNT = 60
-START_SECONDS = 240.0
 RUN_SECONDS = 300.0
 
 pytestmark = [
@@ -42,69 +33,11 @@ pytestmark = [
 ]
 
 
-@dataclass(frozen=True)
-class Served:
-    """A running UI and the home folder that it works on."""
-
-    address: str
-    home: Path
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """`vpo ui` on a free port, with a home of its own and some of the bundled queries."""
-    folder = tmp_path_factory.mktemp("ui")
-    queries = folder / "some_queries.jsonl"
-    queries.write_text("".join(BUNDLED_QUERIES.read_text("utf-8").splitlines(keepends=True)[:QUERY_COUNT]), "utf-8")
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("VPO_")},
-        "VPO_HOME": str(folder / "home"),
-        "VPO_QUERIES__FILES": json.dumps([str(queries)]),
-    }
-    port = free_port()
-    log = folder / "ui.log"
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vpo_assets.command_line", "ui", "--port", str(port)],
-            env=environment,
-            stdout=stream,
-            stderr=stream,
-            start_new_session=True,
-        )
-        try:
-            address = f"http://127.0.0.1:{port}"
-            wait_until_served(address, process, log)
-            yield Served(address, folder / "home")
-        finally:
-            end_group(process)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def wait_until_served(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"the UI ended at once:\n{log.read_text()[-3000:]}"
-        with suppress(URLError, OSError), urlopen(f"{address}/server_info", timeout=5) as answer:
-            if answer.status == 200:
-                return
-        time.sleep(0.5)
-    raise AssertionError(f"the UI did not start within {START_SECONDS:.0f} s:\n{log.read_text()[-3000:]}")
-
-
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End the UI and everything it started."""
-    for ending in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, ending)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """`vpo ui` with some of the bundled queries; nothing is done but what is clicked on."""
+    with serving(tmp_path_factory.mktemp("ui"), QUERY_COUNT, VPO_AUTOMATION__RUNNING="false") as served:
+        yield served
 
 
 @pytest.fixture(scope="module")
