@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -226,11 +227,17 @@ def _answer(
 
 
 def render_mp4(form: dict[str, str]) -> bytes:
-    """A clip of coloured blocks that follow from the form, as an mp4 file."""
+    """A clip of coloured blocks that follow from the form, as an mp4 file; the same bytes for the same form."""
+    return _rendered(tuple(sorted(form.items())))
+
+
+@cache  # on a busy machine the encoder does not always write the same bytes
+def _rendered(items: tuple[tuple[str, str], ...]) -> bytes:
     import av
 
+    form = dict(items)
     frames, height, width = int(form["num_frames"]), int(form["height"]), int(form["width"])
-    digest = hashlib.sha256(repr(sorted(form.items())).encode()).digest()
+    digest = hashlib.sha256(repr(list(items)).encode()).digest()
     rng = np.random.default_rng(list(digest))
     blocks = rng.integers(0, 256, size=(frames, height // 16, width // 16, 3), dtype=np.uint8)
     buffer = io.BytesIO()

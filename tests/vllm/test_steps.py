@@ -57,7 +57,7 @@ def world(smollm2: Path, server: str, tmp_path: Path) -> RealWorld:
         shutil.copytree(smollm2, folder, dirs_exist_ok=True)
         return {}
 
-    manifest = CheckpointManifest(id=POLICY, stage="sft", base="SmolLM2", recipe={})
+    manifest = CheckpointManifest(id=POLICY, stage="sft", base=world.platform.base_model_name, recipe={})
     world.platform.checkpoints.commit(POLICY, manifest, fill)
     return world
 
