@@ -32,7 +32,7 @@ from resources.backend_settings import LlmJudgeSettings
 from resources.judge import Judgement
 from resources.language_model import Conversation, Identity, JsonSchema, LanguageModel, Reply
 from resources.outcome import Failed, Outcome, Skipped
-from storage.ids import content_id
+from storage.ids import content_id, seed_of
 
 JUDGE_VERSION = "1"
 LONGEST_QUOTE = 1500  # characters of an unreadable answer that are kept for people to look at
@@ -58,12 +58,12 @@ class _Question(Generic[T]):
 
     messages: Conversation
     nonce: str
-    seed_of: tuple[str, ...]
+    drawn_for: tuple[str, ...]
     read: Callable[[str], T]
 
     def seed(self, attempt: int) -> int:
         """A seed of 48 bits, the same on every machine."""
-        return int(content_id(*self.seed_of, str(attempt))[:12], 16)
+        return seed_of(*self.drawn_for, str(attempt))
 
 
 @dataclass

@@ -8,18 +8,19 @@ to say.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from storage.ids import sha256_of
 
 MANIFEST = "manifest.json"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -142,6 +143,19 @@ class CheckpointStore:
                 raise BrokenCheckpoint(f"checkpoint {checkpoint_id}: {name} {problem}; {_remedy(folder)}")
         return folder, manifest
 
+    def lineage(self, checkpoint_id: str) -> Iterator[CheckpointManifest]:
+        """The manifests of a checkpoint and of those it was trained from, as far as they are there and whole at a quick
+        look. The last one's `base` is a model's name, or a checkpoint that is not."""
+        seen: set[str] = set()
+        while checkpoint_id not in seen:
+            seen.add(checkpoint_id)
+            try:
+                _, manifest = self.load(checkpoint_id, verify=False)
+            except (BrokenCheckpoint, ValueError):  # ValueError: the name of a model, such as org/model
+                return
+            yield manifest
+            checkpoint_id = manifest.base
+
     def list(self) -> list[CheckpointManifest]:
         """Manifests of all completed checkpoints, the oldest first."""
         manifests = [self._manifest(checkpoint_id) for checkpoint_id in self._ids()]
@@ -230,7 +244,7 @@ def _hashed_files(folder: Path) -> dict[str, CheckpointFile]:
             raise ValueError(f"a checkpoint holds plain files, but {name} is a link")
         if file.is_file() and name != MANIFEST:
             _sync(file)
-            files[name] = CheckpointFile(sha256=_sha256(file), bytes=file.stat().st_size)
+            files[name] = CheckpointFile(sha256=sha256_of(file), bytes=file.stat().st_size)
         elif file.is_dir():
             _sync(file)
     return files
@@ -246,7 +260,7 @@ def _problem(folder: Path, name: str, expected: CheckpointFile, *, verify: bool)
     size = file.stat().st_size
     if size != expected.bytes:
         return f"has {size} bytes instead of {expected.bytes}"
-    if verify and _sha256(file) != expected.sha256:
+    if verify and sha256_of(file) != expected.sha256:
         return "was altered (its sha256 is not the manifest's)"
     return None
 
@@ -273,11 +287,6 @@ def _wrong_header(file: Path) -> str | None:
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             return "is no safetensors file (its header cannot be read)"
     return None if whole else "is no whole safetensors file (its header speaks of another size)"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write_durably(file: Path, text: str) -> None:

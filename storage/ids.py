@@ -1,13 +1,14 @@
 """Content ids: the same name for the same content on every machine.
 
-Belongs here: how an id is made from the values it stands for. What goes into the id of a given row is
-decided by whoever makes the row. The same function exists in SQL as the macro ``content_id([...])`` that
+Belongs here: how an id or seed is made from the values it stands for, and the hash of a file. What goes into the id of
+a given row is decided by whoever makes the row. The same function exists in SQL as the macro ``content_id([...])`` that
 `storage.lake` defines from `CONTENT_ID_MACRO`; tests hold the two together.
 """
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 ID_LENGTH = 24
 
@@ -36,3 +37,14 @@ def content_id(*parts: str | None) -> str:
         encoded = part.encode("utf-8")
         digest.update(str(len(encoded)).encode() + b":" + encoded)
     return digest.hexdigest()[:ID_LENGTH]
+
+
+def seed_of(*parts: str | None) -> int:
+    """A seed of 48 bits for a draw that the parts name, the same on every machine."""
+    return int(content_id(*parts)[:12], 16)
+
+
+def sha256_of(file: Path) -> str:
+    """The hash of a file's bytes, 64 hex characters. Raises OSError."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

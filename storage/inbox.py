@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage.ingestion import FileChanged, IngestReport, UnreadableFile, ingest, sha256_of
+from storage.ids import sha256_of
+from storage.ingestion import FileChanged, IngestReport, UnreadableFile, ingest
 from storage.lake import Lake
 from storage.query_files import SUFFIXES
 from storage.query_sources import Kind, file_id, recorded_file, recorded_files, refuse, storable

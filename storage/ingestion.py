@@ -14,7 +14,6 @@ away by the next ingestion.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import os
 import time
@@ -26,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.ids import content_id
+from storage.ids import content_id, sha256_of
 from storage.lake import Lake, Transaction
 from storage.query_files import (
     SCORES,
@@ -186,7 +185,9 @@ def _ingest(lake: Lake, file: Path, source: _Source, take_down: TakeDown, *, aga
             raise UnreadableFile(f"{same['error']}; of the file as it was before, everything stays")
         if same is not None:
             removed = _switch(lake, source, watched, content, same, recorded, intake)
-            return _report_of(intake, same, removed, started)
+            if _breaks_off(same):
+                raise UnreadableFile(same["error"])
+            return _not_read(intake.source, watched, same, started, removed)
         if not again and has_dead_lines(lake):
             with lake.write({"asset": RAW_PROMPTS.label, "text": "clear leftovers away"}) as transaction:
                 clear_away(transaction)
@@ -254,30 +255,20 @@ def _known(lake: Lake, source: _Source, watched: _Watched, recorded: Mapping[str
         with lake.write({"asset": QUERY_FILES.label, "text": f"looked at {recorded['source']}"}) as transaction:
             record(transaction, {**recorded, **changes})
             forget_failures(transaction, [recorded["refused_sha256"]] if recorded["refused_sha256"] else [])
-    failed = recorded["failed"] or 0
+    return _not_read(recorded["source"], watched, recorded, started)
+
+
+def _not_read(
+    source: str, watched: _Watched, earlier: Mapping[str, Any], started: float, removed: int = 0
+) -> IngestReport:
+    """The report on a file whose content was read earlier, under this name or another: with its figures."""
+    failed = earlier["failed"] or 0
     return IngestReport(
-        source=recorded["source"],
+        source=source,
         sha256=watched.sha256,
-        rows_read=recorded["rows_read"],
+        rows_read=earlier["rows_read"],
         new=0,
-        known=recorded["rows_read"] - failed,
-        failed=failed,
-        seconds=time.monotonic() - started,
-        read=False,
-    )
-
-
-def _report_of(intake: _Intake, same: Mapping[str, Any], removed: int, started: float) -> IngestReport:
-    """The report on a file whose content another file has."""
-    failed = same["failed"] or 0
-    if _breaks_off(same):
-        raise UnreadableFile(same["error"])
-    return IngestReport(
-        source=intake.source,
-        sha256=intake.sha256,
-        rows_read=same["rows_read"],
-        new=0,
-        known=same["rows_read"] - failed,
+        known=earlier["rows_read"] - failed,
         failed=failed,
         seconds=time.monotonic() - started,
         read=False,
@@ -460,12 +451,6 @@ def _content(names: ColumnNames, file: Path, sha256: str) -> str:
     """The id of a file's bytes and of how they are read."""
     asked = json.dumps([names.text, dict(names.mapped)], sort_keys=True)
     return content_id(READING, sha256, file.suffix.lower(), asked)
-
-
-def sha256_of(file: Path) -> str:
-    """The hash of a file. OSError if it cannot be read."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ---- rows as tables ----------------------------------------------------------------------------------------

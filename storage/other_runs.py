@@ -45,20 +45,16 @@ class OtherRuns:
 
     def done(self, reader: Transaction | Lake, input_ids: Collection[str]) -> set[str]:
         """Those of the inputs that have a row of our recipe now."""
-        rows = reader.query(
-            f"SELECT input_id FROM {self._table.qualified} WHERE recipe = ? "
-            "AND input_id IN (SELECT input_id FROM asked)",
-            [self._recipe.id],
-            asked=pa.table({"input_id": pa.array(list(input_ids), pa.string())}),
-        )
-        return set(rows["input_id"].to_pylist())
+        return self._with_row(reader, input_ids, self._table.qualified)
 
     def there_before(self, reader: Transaction | Lake, input_ids: Collection[str]) -> set[str]:
         """Those of the inputs that had a row of our recipe when we began."""
-        rows = reader.query(
-            f"SELECT input_id FROM {self._table.qualified} AT (VERSION => {self.since}) WHERE recipe = ? "
-            "AND input_id IN (SELECT input_id FROM asked)",
+        return self._with_row(reader, input_ids, f"{self._table.qualified} AT (VERSION => {self.since})")
+
+    def _with_row(self, reader: Transaction | Lake, input_ids: Collection[str], rows: str) -> set[str]:
+        found = reader.query(
+            f"SELECT input_id FROM {rows} WHERE recipe = ? AND input_id IN (SELECT input_id FROM asked)",
             [self._recipe.id],
             asked=pa.table({"input_id": pa.array(list(input_ids), pa.string())}),
         )
-        return set(rows["input_id"].to_pylist())
+        return set(found["input_id"].to_pylist())

@@ -6,7 +6,6 @@ whoever trains or replays.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from storage.checkpoints import TrainingFile
+from storage.ids import sha256_of
 from storage.lake import Lake, LakeError
 from storage.tables import Table
 
@@ -63,9 +63,3 @@ def write_training_file(
         sha256=sha256_of(file),
         writer=WRITER,
     )
-
-
-def sha256_of(file: Path) -> str:
-    """The file's hash."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -37,13 +37,13 @@ from dagster import (
 )
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.definitions.data_version import DATA_VERSION_TAG, get_input_data_version_tag
-from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from resources.settings import AutomationSettings, Profile
 from storage.ids import content_id
 from storage.inbox import unknown_files
 from storage.tables import QUERIES, RAW_PROMPTS
 from vpo_assets.platform import Platform
+from vpo_assets.provenance import failed_blocking_checks
 
 RAW = AssetKey(RAW_PROMPTS.name)
 CURATED = AssetKey(QUERIES.name)
@@ -222,12 +222,14 @@ def found_left_behind(
             behind[key] = content_id(
                 key.to_user_string(), *(f"{upstream.to_user_string()} {now[upstream]}" for upstream in sorted(now))
             )
-    waiting = assets_under_way(instance, list(followed)) | set(behind)
-    failed = _failed_a_blocking_check(instance, graph, {key for keys in followed.values() for key in keys})
+    if not behind:
+        return {}
+    under_way = assets_under_way(instance, followed)
+    upstreams = {key for keys in followed.values() for key in keys}
+    failed = {check.asset_key for check in failed_blocking_checks(instance, graph, upstreams)}
+    waits_for = under_way | set(behind) | failed
     return {
-        key: state
-        for key, state in behind.items()
-        if key not in assets_under_way(instance, [key]) and not _upstream(key, followed) & (waiting | failed)
+        key: state for key, state in behind.items() if key not in under_way and not _upstream(key, followed) & waits_for
     }
 
 
@@ -259,11 +261,3 @@ def _upstream(key: AssetKey, followed: Mapping[AssetKey, set[AssetKey]]) -> set[
         found |= new
         new = {above for one in new for above in followed.get(one, ())} - found
     return found
-
-
-def _failed_a_blocking_check(
-    instance: DagsterInstance, graph: BaseAssetGraph[Any], keys: set[AssetKey]
-) -> set[AssetKey]:
-    checks = [key for key in graph.get_check_keys_for_assets(keys) if graph.get(key).blocking]
-    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(checks)
-    return {key.asset_key for key, record in records.items() if record.status is AssetCheckExecutionRecordStatus.FAILED}

@@ -17,7 +17,7 @@ from vpo_assets.evaluation import EvaluationBranch, build_evaluation
 from vpo_assets.maintenance import maintenance_job, maintenance_schedule
 from vpo_assets.plan_job import plan_job
 from vpo_assets.platform import Platform, quiet_libraries
-from vpo_assets.steps import RowStep, SetStep
+from vpo_assets.steps import Step
 from vpo_assets.target import Branch, build_branch
 from vpo_assets.upkeep import dead_runs
 
@@ -31,7 +31,7 @@ def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = 
     branches = [build_branch(target) for target in profile.targets]
     evaluations = [build_evaluation(branch) for branch in branches]
     parts: list[Branch | EvaluationBranch] = [*branches, *evaluations]
-    steps: list[RowStep | SetStep] = [prompts.QUERIES_STEP, *sft.STEPS, *sft.SET_STEPS]
+    steps: list[Step] = [prompts.QUERIES_STEP, *sft.STEPS, *sft.SET_STEPS]
     for part in parts:
         steps += [*part.steps, *part.set_steps]
     checks = [schema_check(table) for table in (RAW_PROMPTS, *(step.table for step in steps))]

@@ -4,10 +4,11 @@ Belongs here: following a checkpoint to its training rows and its ancestors. Doe
 so (checks.py), and removing queries (prompts.py).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from storage.checkpoints import BrokenCheckpoint, CheckpointManifest
+import pyarrow as pa
+
+from storage.checkpoints import CheckpointManifest
 from storage.lake import LakeError
 from storage.tables import RAW_PROMPTS
 from vpo_assets.platform import Platform
@@ -30,34 +31,23 @@ class Learned:
 
 def learned_from(platform: Platform, checkpoint_id: str) -> list[Learned]:
     """The checkpoint, and then those that it was trained from."""
-    return [_learned(platform, manifest) for manifest in lineage(platform, checkpoint_id)]
-
-
-def lineage(platform: Platform, checkpoint_id: str) -> Iterator[CheckpointManifest]:
-    """The manifests of a checkpoint and its ancestors, as far as they are there."""
-    seen: set[str] = set()
-    while checkpoint_id not in seen:
-        seen.add(checkpoint_id)
-        try:
-            if not platform.checkpoints.exists(checkpoint_id):
-                return
-            _, manifest = platform.checkpoints.load(checkpoint_id, verify=False)
-        except (BrokenCheckpoint, ValueError):  # ValueError: the name of a model, which is no id
-            return
-        yield manifest
-        checkpoint_id = manifest.base
+    return [_learned(platform, manifest) for manifest in platform.checkpoints.lineage(checkpoint_id)]
 
 
 def _learned(platform: Platform, manifest: CheckpointManifest) -> Learned:
-    query_ids: set[str] = set()
+    learned = [pa.table({"query_id": pa.array([], pa.string())})]
     try:
         for label, snapshot in manifest.inputs.items():
-            rows = platform.lake.read(table_of(label), version=snapshot, columns=["query_id"])
-            query_ids |= set(rows["query_id"].to_pylist())
+            learned.append(platform.lake.read(table_of(label), version=snapshot, columns=["query_id"]))
     except UnknownTable as error:
         return Learned(manifest.id, unknown=str(error))
     except LakeError:
         return Learned(manifest.id, unknown="the lake no longer has the rows that it was trained on")
-    there = set(platform.lake.read(RAW_PROMPTS, columns=["query_id"])["query_id"].to_pylist())
-    removed = sorted(query_ids - there)
-    return Learned(manifest.id, len(query_ids), len(removed), tuple(removed[:IDS_SHOWN]))
+    (found,) = platform.lake.query(
+        "SELECT count(DISTINCT l.query_id) AS queries, "
+        "count(DISTINCT l.query_id) FILTER (there.query_id IS NULL) AS removed, "
+        "coalesce(list_sort(list(DISTINCT l.query_id) FILTER (there.query_id IS NULL)), []) AS ids "
+        f"FROM learned AS l LEFT JOIN {RAW_PROMPTS.qualified} AS there USING (query_id)",
+        learned=pa.concat_tables(learned, promote_options="permissive"),
+    ).to_pylist()
+    return Learned(manifest.id, found["queries"], found["removed"], tuple(found["ids"][:IDS_SHOWN]))

@@ -16,6 +16,7 @@ from ml.curation import clean, curate
 from storage.content import data_version
 from storage.inbox import InboxReport, ingest_inbox
 from storage.ingestion import IngestReport, bring_back, ingest
+from storage.query_files import SCORES
 from storage.query_sources import Kind, let_go
 from storage.tables import INGESTION_FAILURES, QUERIES, RAW_PROMPTS
 from storage.take_down import TakeDown, TakeDownReport, apply_take_down, folded, load_take_down, summary
@@ -26,8 +27,6 @@ from vpo_assets.report.plain_text import one_line
 from vpo_assets.report.tables import markdown_table
 from vpo_assets.steps import SetStep
 from vpo_assets.table_assets import OWNERS, group, set_asset
-
-NSFW_SCORES = ("toxicity", "obscene", "identity_attack", "insult", "threat", "sexual_explicit")
 
 
 class NoQueries(RuntimeError):
@@ -150,7 +149,7 @@ def _folded(text: str) -> str:
 
 def curated_queries(platform: Platform) -> tuple[pa.Table, dict[str, Any]]:
     """Every raw prompt with its cleaned text, split and safety, or the reason it is not used."""
-    raw = platform.lake.read(RAW_PROMPTS, columns=["query_id", "text", *NSFW_SCORES])
+    raw = platform.lake.read(RAW_PROMPTS, columns=["query_id", "text", *SCORES])
     if raw.num_rows == 0:
         raise NoQueries(
             "there are no queries to curate: name files in the profile's queries.files or run `vpo ingest FILE`"

@@ -6,17 +6,16 @@ refresh first. Does not belong here: what is true of a table's own rows (checks.
 Everything is asked of recipes and catalogs, never of the rows themselves, so that it costs milliseconds.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from typing import Any
 
 import pyarrow as pa
-from dagster import AssetCheckSeverity, AssetExecutionContext, AssetKey, DagsterInstance
+from dagster import AssetCheckKey, AssetCheckSeverity, AssetExecutionContext, AssetKey, DagsterInstance
 from dagster._check import CheckError
 from dagster._core.definitions.assets.graph.base_asset_graph import BaseAssetGraph
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from resources.outcome import Unavailable
-from storage.checkpoints import BrokenCheckpoint
 from storage.lake import sql_type
 from storage.plan import RefreshConfig, plan
 from storage.recipe import Recipe
@@ -24,7 +23,7 @@ from storage.tables import LAKE, Table
 from vpo_assets.plan_words import changed
 from vpo_assets.platform import Platform
 from vpo_assets.report.plain_text import one_line
-from vpo_assets.steps import RowStep, SetStep
+from vpo_assets.steps import RowStep, Step
 
 OVERRIDE = "accept_stale_inputs"
 SHORTENED = 3
@@ -34,9 +33,7 @@ class StaleInputs(RuntimeError):
     """What an asset would read was not made by what the profile names; says which asset to refresh first."""
 
 
-def check_at_the_door(
-    context: AssetExecutionContext, platform: Platform, step: RowStep | SetStep, *, accept: bool
-) -> None:
+def check_at_the_door(context: AssetExecutionContext, platform: Platform, step: Step, *, accept: bool) -> None:
     """Raise StaleInputs if the step's inputs are not what the profile would make; with `accept`, only warn.
 
     Upstreams that this very run has refreshed are as it was asked to leave them (say, by a limit), and pass.
@@ -62,9 +59,7 @@ def _refuse(context: AssetExecutionContext, faults: list[str], *, accept: bool) 
         context.log.warning(f"{fault} (accepted)")
 
 
-def faults_of(
-    platform: Platform, step: RowStep | SetStep, fresh: Collection[str], warn: Callable[[str], None]
-) -> list[str]:
+def faults_of(platform: Platform, step: Step, fresh: Collection[str], warn: Callable[[str], None]) -> list[str]:
     """What is wrong with a step's inputs, one line each. `fresh`: assets whose rows need not be looked at."""
     found = list(schema_faults(platform, [step.table, *(above.table for above in step.reads)], warn))
     if found:
@@ -136,17 +131,8 @@ def other_base(platform: Platform, checkpoint_id: str) -> Iterator[str]:
 
 def root_base(platform: Platform, checkpoint_id: str) -> str | None:
     """The model that a checkpoint's line of trainings began with; None where the line is broken."""
-    seen: set[str] = set()
-    while checkpoint_id not in seen:
-        seen.add(checkpoint_id)
-        try:
-            _, manifest = platform.checkpoints.load(checkpoint_id, verify=False)
-        except (BrokenCheckpoint, ValueError):  # gone, or no checkpoint's name
-            return None
-        if manifest.stage == "sft":
-            return manifest.base
-        checkpoint_id = manifest.base
-    return None
+    line = platform.checkpoints.lineage(checkpoint_id)
+    return next((manifest.base for manifest in line if manifest.stage == "sft"), None)
 
 
 def _column_faults(table: Table, there: dict[str, str], warn: Callable[[str], None]) -> Iterator[str]:
@@ -187,10 +173,18 @@ def _asset_graph(context: AssetExecutionContext) -> BaseAssetGraph[Any]:
 
 
 def failed_checks(instance: DagsterInstance, graph: BaseAssetGraph[Any], asset: AssetKey) -> Iterator[str]:
-    """Blocking checks of the direct upstreams that failed on their last materialization: Dagster itself lets them
-    block within their own run only."""
-    parents = set(graph.get(asset).parent_keys)
-    checks = [key for key in graph.get_check_keys_for_assets(parents) if graph.get(key).blocking]
+    """A line for each blocking check of the direct upstreams that failed: Dagster itself lets them block within their
+    own run only."""
+    for key in failed_blocking_checks(instance, graph, set(graph.get(asset).parent_keys)):
+        name = key.asset_key.to_user_string()
+        yield f"{name} failed its check {key.name}: see what it says, mend that, and refresh {name} first"
+
+
+def failed_blocking_checks(
+    instance: DagsterInstance, graph: BaseAssetGraph[Any], assets: Set[AssetKey]
+) -> Iterator[AssetCheckKey]:
+    """Blocking checks of these assets that failed on their last materialization."""
+    checks = [key for key in graph.get_check_keys_for_assets(assets) if graph.get(key).blocking]
     records = instance.event_log_storage.get_latest_asset_check_execution_by_key(checks)
     for key, record in records.items():
         if record.status is not AssetCheckExecutionRecordStatus.FAILED or record.event is None:
@@ -202,5 +196,4 @@ def failed_checks(instance: DagsterInstance, graph: BaseAssetGraph[Any], asset: 
         last = instance.get_latest_materialization_event(key.asset_key)
         if judged is not None and last is not None and judged.timestamp < last.timestamp:
             continue  # what it failed on has been made anew since
-        name = key.asset_key.to_user_string()
-        yield f"{name} failed its check {key.name}: see what it says, mend that, and refresh {name} first"
+        yield key

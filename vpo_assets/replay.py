@@ -12,9 +12,10 @@ from pathlib import Path
 
 from storage.checkpoints import CheckpointManifest, TrainingFile
 from storage.content import data_version
+from storage.ids import sha256_of
 from storage.lake import LakeError
 from storage.tables import BRANCH, TRUNK, Table
-from storage.training_files import sha256_of, write_training_file
+from storage.training_files import write_training_file
 from vpo_assets.platform import Platform
 
 
@@ -66,14 +67,10 @@ def replay(platform: Platform, checkpoint_id: str, out: Path | None = None) -> R
 
 def with_ancestors(platform: Platform, checkpoint_id: str) -> Iterator[str]:
     """The checkpoint's id, and those of the checkpoints it was trained from, back to the first."""
-    seen: set[str] = set()
-    while checkpoint_id not in seen:
-        seen.add(checkpoint_id)
-        yield checkpoint_id
-        _, manifest = platform.checkpoints.load(checkpoint_id, verify=False)
-        if not _is_checkpoint(platform, manifest.base):
-            return
-        checkpoint_id = manifest.base
+    yield checkpoint_id
+    for manifest in platform.checkpoints.lineage(checkpoint_id):
+        if _is_checkpoint(platform, manifest.base):
+            yield manifest.base
 
 
 def _is_checkpoint(platform: Platform, name: str) -> bool:

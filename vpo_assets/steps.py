@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 import pyarrow as pa
 
 from resources.outcome import Failed, Outcome, Skipped
-from storage.ids import content_id
+from storage.ids import seed_of
 from storage.plan import Plan
 from storage.recipe import JSON
 from storage.refresh import (
@@ -50,23 +50,18 @@ def nothing_else(platform: Platform) -> Iterable[str]:
     return ()
 
 
-@dataclass(frozen=True)
-class RowStep:
-    """A step that makes its rows one by one: each input row gives one output row, now or never again.
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What both kinds of steps have.
 
-    `inputs` is a SELECT over the lake with a column input_id; `recipe` is everything besides the input row that
-    decides the result; `work` maps input rows to output rows, in order, without lineage columns, or says why a row
-    has none. `reads` are the steps whose rows it joins, and `faults` says, one line each, what else of its inputs was
-    made by something that the profile does not name: both are looked at before it works (provenance.py).
+    `recipe` is everything besides the input that decides the result. `reads` are the steps whose rows it joins, and
+    `faults` says, one line each, what else of its inputs was made by something that the profile does not name: both are
+    looked at before it works (provenance.py).
     """
 
     table: Table
-    inputs: Callable[[Platform], str | pa.Table]
     recipe: Callable[[Platform], Mapping[str, JSON]]
-    work: Callable[[Platform, Sequence[Row]], Sequence[Made]]
-    batch_size: Callable[[Platform], int]
     code_version: str = "1"
-    lost: Callable[[Platform], Collection[str]] = no_lost_rows
     reads: tuple["RowStep", ...] = ()
     faults: Callable[[Platform], Iterable[str]] = nothing_else
 
@@ -78,6 +73,20 @@ class RowStep:
     def full_recipe(self, platform: Platform) -> Recipe:
         """The recipe with the step's code version."""
         return Recipe({"code": self.code_version, **self.recipe(platform)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowStep(Step):
+    """A step that makes its rows one by one: each input row gives one output row, now or never again.
+
+    `inputs` is a SELECT over the lake with a column input_id; `work` maps input rows to output rows, in order, without
+    lineage columns, or says why a row has none.
+    """
+
+    inputs: Callable[[Platform], str | pa.Table]
+    work: Callable[[Platform, Sequence[Row]], Sequence[Made]]
+    batch_size: Callable[[Platform], int]
+    lost: Callable[[Platform], Collection[str]] = no_lost_rows
 
     def present(self, platform: Platform) -> str:
         """SQL for one row an input: that of the present recipe, else the one made last.
@@ -144,29 +153,14 @@ class RowStep:
             platform.release()
 
 
-@dataclass(frozen=True)
-class SetStep:
+@dataclass(frozen=True, kw_only=True)
+class SetStep(Step):
     """A step whose rows are a function of a whole set: cheap to compute, and only what changed is written.
 
-    `work` returns rows with the table's own columns, and figures for people to look at. `reads`, `faults`: as for
-    RowStep.
+    `work` returns rows with the table's own columns, and figures for people to look at.
     """
 
-    table: Table
-    recipe: Callable[[Platform], Mapping[str, JSON]]
     work: Callable[[Platform], tuple[pa.Table, dict[str, Any]]]
-    code_version: str = "1"
-    reads: tuple[RowStep, ...] = ()
-    faults: Callable[[Platform], Iterable[str]] = nothing_else
-
-    @property
-    def asset(self) -> str:
-        """`queries`, `shapes/evaluation`."""
-        return self.table.label.replace(".", "/")
-
-    def full_recipe(self, platform: Platform) -> Recipe:
-        """The recipe with the step's code version."""
-        return Recipe({"code": self.code_version, **self.recipe(platform)})
 
     def rebuild(self, platform: Platform, run_id: str) -> tuple[Report, dict[str, Any]]:
         """Compute the rows and write what differs."""
@@ -191,4 +185,4 @@ def own_columns(table: Table, rows: Sequence[Row]) -> pa.Table:
 
 def seed_for(platform: Platform, input_id: str) -> int:
     """A seed of 48 bits for one row's draw, the same on every machine, other for another seed of the profile."""
-    return int(content_id(input_id, str(platform.profile.seed))[:12], 16)
+    return seed_of(input_id, str(platform.profile.seed))
