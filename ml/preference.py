@@ -9,9 +9,9 @@ pairs of a query compared at once.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -78,14 +78,14 @@ class PairSettings(BaseModel):
 class PromptRewards:
     """What the videos of each prompt earned, averaged over seeds.
 
-    prompt_ids (n,) unique; answers (n, questions) share of yes 0..1 in the order of the checklist; scores
-    (n,) on the checklist's scale; video_ids (n,) the videos that were averaged.
+    prompt_ids (n,) text, unique; answers (n, questions) share of yes 0..1 in the order of the checklist, or plain yes
+    and no; scores (n,) on the checklist's scale; video_ids (n,) lists of text, the videos that were averaged.
     """
 
-    prompt_ids: Sequence[str]
-    answers: Floats
+    prompt_ids: pa.Array
+    answers: Floats | Booleans
     scores: Floats
-    video_ids: Sequence[Sequence[str]]
+    video_ids: pa.ListArray
 
     def __post_init__(self) -> None:
         lengths = {len(self.prompt_ids), len(self.answers), len(self.scores), len(self.video_ids)}
@@ -93,7 +93,7 @@ class PromptRewards:
             raise ValueError(
                 f"Rewards need one row per prompt in every column; the columns have {sorted(lengths)} rows."
             )
-        if len(set(self.prompt_ids)) != len(self.prompt_ids):
+        if pc.count_distinct(self.prompt_ids).as_py() != len(self.prompt_ids):
             raise ValueError("Rewards must be averaged to one row per prompt; a prompt_id occurs twice.")
         if not np.isfinite(self.scores).all():
             raise ValueError("A reward score is not a finite number.")
@@ -134,40 +134,55 @@ def average_rewards(
     Answers may come in any order; each video must answer every question of the checklist exactly once,
     otherwise ValueError.
     """
-    questions = len(checklist)
-    videos = video_rewards.num_rows
+    matrix = _answers(video_rewards, checklist, use)
+    prompts = video_rewards["prompt_id"].combine_chunks().dictionary_encode()
+    group = np.asarray(prompts.indices, dtype=np.int64)
+    size = np.bincount(group, minlength=len(prompts.dictionary))
+    # The rows of a prompt one after the other, its videos in the order of their ids.
+    video_ids = video_rewards["video_id"].cast(pa.string()).combine_chunks()
+    order = np.lexsort((np.asarray(pc.rank(video_ids, tiebreaker="first")), group))
+    starts = np.concatenate([[0], np.cumsum(size)])
+    answers: Floats | Booleans = matrix[order]
+    if len(order) != len(size):
+        answers = np.add.reduceat(answers, starts[:-1], axis=0, dtype=np.float64) / size[:, None]
+    scores = np.bincount(group, weights=np.asarray(video_rewards["score"], dtype=np.float64), minlength=len(size))
+    return PromptRewards(
+        prompt_ids=prompts.dictionary,
+        answers=answers,
+        scores=scores / size,
+        video_ids=pa.ListArray.from_arrays(starts.astype(np.int32), video_ids.take(pa.array(order))),
+    )
+
+
+def _answers(video_rewards: pa.Table, checklist: Checklist, use: Literal["yes", "probability"]) -> Floats | Booleans:
+    """(videos, questions) in the order of the checklist, each question answered once."""
+    questions, videos = len(checklist), video_rewards.num_rows
     answers = video_rewards["answers"].combine_chunks()
     counts = np.asarray(pc.fill_null(pc.list_value_length(answers), 0), dtype=np.int64)
     flat = pc.list_flatten(answers)
-    columns = pc.index_in(pc.struct_field(flat, "question"), value_set=pa.array(checklist.ids, pa.string()))
+    asked = pc.struct_field(flat, "question")
+    columns = pc.index_in(asked, value_set=pa.array(checklist.ids, pa.string()))
     if columns.null_count:
-        unknown = pc.struct_field(flat, "question").filter(pc.is_null(columns))[0].as_py()
+        unknown = asked.filter(pc.is_null(columns))[0].as_py()
         raise ValueError(f"A reward answers {unknown!r}, which the checklist {checklist.name!r} does not ask.")
     values = pc.struct_field(flat, use)
-    if values.null_count:
+    if values.null_count or (use == "probability" and pc.any(pc.is_nan(values)).as_py()):
         raise ValueError(f"A reward has an answer without {use!r}.")
-    matrix = np.full((videos, questions), np.nan)
-    matrix[np.repeat(np.arange(videos), counts), np.asarray(columns)] = values.to_numpy(zero_copy_only=False)
-    wrong = np.flatnonzero((counts != questions) | np.isnan(matrix).any(axis=1))
-    if wrong.size:
-        raise ValueError(
-            f"The reward of video {video_rewards['video_id'][int(wrong[0])].as_py()} must answer each of the "
-            f"{questions} questions once; it gives {counts[wrong[0]]} answers."
-        )
-    prompts = video_rewards["prompt_id"].combine_chunks().dictionary_encode()
-    group = np.asarray(prompts.indices, dtype=np.int64)
-    size = np.bincount(group, minlength=len(prompts.dictionary)).astype(np.float64)
-    sums = np.zeros((len(size), questions))
-    np.add.at(sums, group, matrix)
-    scores = np.bincount(group, weights=np.asarray(video_rewards["score"], dtype=np.float64), minlength=len(size))
-    video_ids: list[list[str]] = [[] for _ in size]
-    for position, video_id in zip(group.tolist(), video_rewards["video_id"].to_pylist(), strict=True):
-        video_ids[position].append(video_id)
-    return PromptRewards(
-        prompt_ids=prompts.dictionary.to_pylist(),
-        answers=sums / size[:, None],
-        scores=scores / size,
-        video_ids=[sorted(ids) for ids in video_ids],
+    wrong = counts != questions
+    if not wrong.any():
+        given, rows = np.asarray(columns).reshape(videos, questions), values.to_numpy(zero_copy_only=False)
+        matrix: Floats | Booleans = rows.reshape(videos, questions)
+        in_order = np.arange(questions)
+        if np.array_equal(given, np.broadcast_to(in_order, given.shape)):
+            return matrix
+        order = np.argsort(given, axis=1)
+        wrong = (np.take_along_axis(given, order, axis=1) != in_order).any(axis=1)
+        if not wrong.any():
+            return cast("Floats | Booleans", np.take_along_axis(matrix, order, axis=1))
+    first = int(np.flatnonzero(wrong)[0])
+    raise ValueError(
+        f"The reward of video {video_rewards['video_id'][first].as_py()} must answer each of the "
+        f"{questions} questions once; it gives {counts[first]} answers."
     )
 
 
@@ -250,15 +265,15 @@ def _text_pairs(ordered: pa.Table) -> tuple[pa.Table, dict[str, int]]:
         "refinements_unchanged": whole.num_rows - usable.num_rows,
     }
     first = usable.take(pa.array(_first_of_each(usable["query_id"])))
-    nothing: list[list[str]] = [[] for _ in range(first.num_rows)]
+    nothing = pa.array([[]] * first.num_rows, pa.list_(pa.string()))
     rows = _pair_table(
         feedback="text",
-        query_ids=first["query_id"].to_pylist(),
-        chosen=first["refined"].to_pylist(),
-        rejected=first["prompt"].to_pylist(),
-        margins=[None] * first.num_rows,
-        chosen_prompt_ids=[None] * first.num_rows,
-        rejected_prompt_ids=first["prompt_id"].to_pylist(),
+        query_ids=first["query_id"],
+        chosen=first["refined"],
+        rejected=first["prompt"],
+        margins=pa.nulls(first.num_rows, pa.float64()),
+        chosen_prompt_ids=pa.nulls(first.num_rows, pa.string()),
+        rejected_prompt_ids=first["prompt_id"],
         chosen_video_ids=nothing,
         rejected_video_ids=nothing,
     )
@@ -272,7 +287,7 @@ def _first_of_each(query_ids: pa.ChunkedArray) -> Integers:
 
 
 def _passed_without_reward(ordered: pa.Table, rewards: PromptRewards | None) -> int:
-    known = pa.array(rewards.prompt_ids if rewards else [], pa.string())
+    known = rewards.prompt_ids if rewards else pa.array([], pa.string())
     passed = ordered.filter(pc.equal(ordered["aligned"], True))
     rewarded = pc.sum(pc.is_in(passed["prompt_id"], value_set=known)).as_py() or 0
     return int(passed.num_rows - rewarded)
@@ -283,7 +298,7 @@ def _video_pairs(
 ) -> pa.Table:
     if rewards is None or not len(rewards.prompt_ids):
         return PAIR_SCHEMA.empty_table()
-    reward_row = pc.index_in(ordered["prompt_id"], value_set=pa.array(rewards.prompt_ids, pa.string()))
+    reward_row = pc.index_in(ordered["prompt_id"], value_set=rewards.prompt_ids)
     eligible = pc.fill_null(pc.and_(pc.equal(ordered["aligned"], True), pc.is_valid(reward_row)), False)
     passed = ordered.filter(eligible)
     row_of = np.asarray(reward_row.filter(eligible), dtype=np.int64)
@@ -294,14 +309,14 @@ def _video_pairs(
     chosen, rejected = passed.take(pa.array(better)), passed.take(pa.array(worse))
     return _pair_table(
         feedback="video",
-        query_ids=chosen["query_id"].to_pylist(),
-        chosen=chosen["prompt"].to_pylist(),
-        rejected=rejected["prompt"].to_pylist(),
-        margins=(scores[better] - scores[worse]).tolist(),
-        chosen_prompt_ids=chosen["prompt_id"].to_pylist(),
-        rejected_prompt_ids=rejected["prompt_id"].to_pylist(),
-        chosen_video_ids=[list(rewards.video_ids[row]) for row in row_of[better].tolist()],
-        rejected_video_ids=[list(rewards.video_ids[row]) for row in row_of[worse].tolist()],
+        query_ids=chosen["query_id"],
+        chosen=chosen["prompt"],
+        rejected=rejected["prompt"],
+        margins=pa.array(scores[better] - scores[worse]),
+        chosen_prompt_ids=chosen["prompt_id"],
+        rejected_prompt_ids=rejected["prompt_id"],
+        chosen_video_ids=rewards.video_ids.take(pa.array(row_of[better])),
+        rejected_video_ids=rewards.video_ids.take(pa.array(row_of[worse])),
     )
 
 
@@ -310,8 +325,10 @@ def _codes(texts: pa.ChunkedArray) -> Integers:
     return np.asarray(texts.combine_chunks().dictionary_encode().indices, dtype=np.int64)
 
 
-def _levels(rewards: PromptRewards, checklist: Checklist, settings: PairSettings) -> Floats:
+def _levels(rewards: PromptRewards, checklist: Checklist, settings: PairSettings) -> Floats | Booleans:
     """(n, groups) what dominance is asked of; no column when it is not asked."""
+    if settings.dominance == "question" and rewards.answers.dtype == np.bool_:
+        return rewards.answers
     shares = checklist.group_shares(rewards.answers, "question" if settings.dominance == "none" else settings.dominance)
     return shares[:, :0] if settings.dominance == "none" else shares
 
@@ -334,7 +351,7 @@ def _blocks(codes: Integers, groups: int) -> Iterator[Integers]:
 
 
 def dominating_pairs(
-    queries: Integers, levels: Floats, scores: Floats, prompts: Integers, settings: PairSettings
+    queries: Integers, levels: Floats | Booleans, scores: Floats, prompts: Integers, settings: PairSettings
 ) -> tuple[Integers, Integers]:
     """Positions of the chosen and of the rejected candidates by video-level feedback, one pair per query that has one.
 
@@ -364,17 +381,19 @@ def dominating_pairs(
     return np.concatenate(better), np.concatenate(worse)
 
 
-def _dominance(levels: Floats, tolerance: float) -> Callable[[Integers, Integers], Booleans]:
+def _dominance(levels: Floats | Booleans, tolerance: float) -> Callable[[Integers, Integers], Booleans]:
     """A function of two equally long arrays of positions: whether each of the first is at least as good as its
     partner in every group, and better in one. Plain yes and no (one video a prompt) are compared 64 at a time.
     """
-    yes = levels > 0.5
-    if tolerance + ROUNDING < 1 and np.array_equal(levels, yes):
+    plain = levels.dtype == np.bool_
+    yes: Booleans = np.asarray(levels if plain else levels > 0.5, dtype=np.bool_)
+    if tolerance + ROUNDING < 1 and (plain or np.array_equal(levels, yes)):
         packed = np.zeros((len(levels), -(-levels.shape[1] // 64) * 8), dtype=np.uint8)
         packed[:, : -(-levels.shape[1] // 8)] = np.packbits(yes, axis=1)
         bits = packed.view(np.uint64)
         return lambda one, other: _more_bits(bits[one], bits[other])
-    return lambda one, other: _dominates(levels[one] - levels[other], tolerance)
+    shares = levels.astype(np.float64, copy=False)
+    return lambda one, other: _dominates(shares[one] - shares[other], tolerance)
 
 
 def _more_bits(one: npt.NDArray[np.uint64], other: npt.NDArray[np.uint64]) -> Booleans:
@@ -392,41 +411,34 @@ def _dominates(difference: Floats, tolerance: float) -> Booleans:
 def _pair_table(
     *,
     feedback: str,
-    query_ids: list[str],
-    chosen: list[str],
-    rejected: list[str],
-    margins: Sequence[float | None],
-    chosen_prompt_ids: Sequence[str | None],
-    rejected_prompt_ids: list[str],
-    chosen_video_ids: list[list[str]],
-    rejected_video_ids: list[list[str]],
+    query_ids: pa.ChunkedArray,
+    chosen: pa.ChunkedArray,
+    rejected: pa.ChunkedArray,
+    margins: pa.Array,
+    chosen_prompt_ids: pa.Array | pa.ChunkedArray,
+    rejected_prompt_ids: pa.ChunkedArray,
+    chosen_video_ids: pa.ListArray,
+    rejected_video_ids: pa.ListArray,
 ) -> pa.Table:
-    pair_ids = [
-        _pair_id(query_id, feedback, better, worse)
-        for query_id, better, worse in zip(query_ids, chosen, rejected, strict=True)
-    ]
+    pairs = zip(query_ids.to_pylist(), chosen.to_pylist(), rejected.to_pylist(), strict=True)
     columns = [
-        pair_ids,
+        pa.array([_pair_id(query_id, feedback, better, worse) for query_id, better, worse in pairs], pa.string()),
         query_ids,
         chosen,
         rejected,
-        [feedback] * len(query_ids),
+        pa.repeat(pa.scalar(feedback), len(query_ids)),
         margins,
         chosen_prompt_ids,
         rejected_prompt_ids,
         chosen_video_ids,
         rejected_video_ids,
     ]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, PAIR_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=PAIR_SCHEMA)
+    return pa.Table.from_arrays(columns, schema=PAIR_SCHEMA)
 
 
 def _pair_id(*parts: str) -> str:
     """24 hex digits from the content of a pair; each part with its length, so that ("ab", "c") is not ("a",
     "bc").
     """
-    digest = hashlib.sha256()
-    for part in parts:
-        encoded = part.encode()
-        digest.update(f"{len(encoded)}:".encode() + encoded)
-    return digest.hexdigest()[:24]
+    encoded = [part.encode() for part in parts]
+    return hashlib.sha256(b"".join(b"%d:%b" % (len(part), part) for part in encoded)).hexdigest()[:24]

@@ -23,7 +23,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _choice_of(default: str) -> Discriminator:
+def choice_of(default: str) -> Discriminator:
     """Which member of a union is meant: the one that `backend` names, or the default."""
 
     def backend(value: Any) -> Any:
@@ -142,11 +142,11 @@ LanguageModelSettings: TypeAlias = Annotated[
     Annotated[TransformersModelSettings, Tag("transformers")]
     | Annotated[VllmModelSettings, Tag("vllm")]
     | Annotated[EndpointModelSettings, Tag("openai")],
-    _choice_of("transformers"),
+    choice_of("transformers"),
 ]
 PolicySettings: TypeAlias = Annotated[
     Annotated[TransformersModelSettings, Tag("transformers")] | Annotated[VllmModelSettings, Tag("vllm")],
-    _choice_of("transformers"),
+    choice_of("transformers"),
 ]
 
 
@@ -186,7 +186,7 @@ class LlmJudgeSettings(Section):
 
 JudgeSettings: TypeAlias = Annotated[
     Annotated[RulesJudgeSettings, Tag("rules")] | Annotated[LlmJudgeSettings, Tag("llm")],
-    _choice_of("rules"),
+    choice_of("rules"),
 ]
 
 
@@ -238,7 +238,7 @@ class VideoServerSettings(EndpointSettings):
 
 VideoGeneratorSettings: TypeAlias = Annotated[
     Annotated[DiffusersSettings, Tag("diffusers")] | Annotated[VideoServerSettings, Tag("video_server")],
-    _choice_of("diffusers"),
+    choice_of("diffusers"),
 ]
 
 
@@ -291,7 +291,7 @@ VideoRewardSettings: TypeAlias = Annotated[
     Annotated[PixelRewardSettings, Tag("pixels")]
     | Annotated[VlmRewardSettings, Tag("vlm")]
     | Annotated[VisionRewardSettings, Tag("visionreward")],
-    _choice_of("pixels"),
+    choice_of("pixels"),
 ]
 
 BACKENDS = frozenset(

@@ -5,6 +5,7 @@ belong here: making anything from them; every backend does that beside its own c
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,6 +35,8 @@ from resources.backend_settings import (
     VideoGeneratorSettings,
     VideoRewardSettings,
 )
+from resources.compute_settings import COMPUTE_BACKENDS, ComputeSettings, LocalComputeSettings
+from resources.shared_storage import SQLITE, Database, LakeSettings, Location, ObjectStoreSettings
 from storage.query_files import SCORES
 from storage.refresh import RefreshConfig
 
@@ -42,7 +45,7 @@ CHECKOUT = Path(__file__).parent.parent
 BUNDLED = "bundled"
 PLAIN_KINDS = frozenset({"int", "float", "str", "bool"})
 SECTION_NAMES = frozenset({section.__name__ for section in Section.__subclasses__()})
-CHOSEN_BY_BACKEND = frozenset({"language_model", "policy", "judge", "video_generator", "video_reward"})
+CHOSEN_BY_BACKEND = frozenset({"language_model", "policy", "judge", "video_generator", "video_reward", "compute"})
 NOT_SETTINGS = frozenset({"VPO_PROFILE", "VPO_SHARED_DATA", "VPO_DEBUG", "VPO_SCREENSHOTS"})
 
 
@@ -166,12 +169,6 @@ class StorageSettings(Section):
     )
 
 
-class ComputeSettings(Section):
-    """Where batches are worked on."""
-
-    backend: Literal["local"] = "local"
-
-
 ACCELERATE_CONFIGS = PROFILES / "accelerate"
 LAUNCHES = ("none", "single", "ddp", "fsdp", "zero3")
 ONE_PROCESS = frozenset({"none", "single"})
@@ -247,10 +244,15 @@ class Profile(BaseSettings):
     sft: TrainingSettings = PAPER_SFT
     targets: dict[TargetName, TargetSettings] = Field(min_length=1)
     trainer: TrainerSettings = TrainerSettings()
-    compute: ComputeSettings = ComputeSettings()
+    compute: ComputeSettings = Field(LocalComputeSettings(), description="where batches are worked on")
     refresh: RefreshSettings = RefreshSettings()
     automation: AutomationSettings = AutomationSettings()
     storage: StorageSettings = StorageSettings()
+    lake: LakeSettings = LakeSettings()
+    videos: Location | None = Field(None, description="folder or s3://bucket/prefix; none: `videos` in `home`")
+    checkpoints: Location | None = Field(None, description="the same of trained models; none: `checkpoints` in `home`")
+    run_storage: Database = Field(SQLITE, description="Dagster's runs and events: sqlite, or a database in Postgres")
+    object_store: ObjectStoreSettings = Field(ObjectStoreSettings(), description="behind s3://")
 
     @model_validator(mode="after")
     def _something_to_train(self) -> "Profile":
@@ -354,7 +356,13 @@ def _fault(fault: Any, key: str, message: str) -> str:
         return f"{key}.backend = {str(fault['ctx']['tag'])[:80]!r}: {message}"
     if isinstance(fault["input"], dict) and fault["input"]:
         return f"{key}: {message}" if fault["loc"] else message
-    return f"{key} = {str(fault['input'])[:80]!r}: {message}"
+    return f"{key} = {_without_password(str(fault['input']))[:80]!r}: {message}"
+
+
+def _without_password(value: str) -> str:
+    """A value that may be an address with a password in it, where none belongs."""
+    hidden = re.sub(r"//([^/@:]*):.*@", r"//\1:***@", value)
+    return re.sub(r"(?i)(password=)[^&\s]+", r"\1***", hidden)
 
 
 def _message(fault: Any) -> str:
@@ -385,7 +393,9 @@ def _key_of(location: tuple[int | str, ...]) -> str:
         location = (*choice, *location[len(choice) + 1 :])
     parts = [str(part) for part in location]
     kept = [
-        part for i, part in enumerate(parts) if i == 0 or part not in BACKENDS or parts[i - 1] not in CHOSEN_BY_BACKEND
+        part
+        for i, part in enumerate(parts)
+        if i == 0 or part not in BACKENDS | COMPUTE_BACKENDS or parts[i - 1] not in CHOSEN_BY_BACKEND
     ]
     return ".".join(kept) or "profile"
 

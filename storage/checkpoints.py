@@ -2,7 +2,7 @@
 
 Here: writing a folder beside and renaming it into place, and telling whether a folder is what its manifest
 says. What a checkpoint's files are is up to whoever trains it; which checkpoint is best is the evaluation's
-to say.
+to say. Where they lie besides a folder of this machine is `storage.remote_files`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage.ids import sha256_of
+from storage.remote_files import RemoteFiles
 
 MANIFEST = "manifest.json"
+MANIFESTS = "manifests"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _UNFINISHED = ".unfinished-"
 RUNS_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".py", ".so")
@@ -82,10 +84,18 @@ class CheckpointManifest(BaseModel):
 
 
 class CheckpointStore:
-    """Checkpoints under `root`, each a folder named by its id."""
+    """Checkpoints under `root`, each a folder named by its id.
 
-    def __init__(self, root: Path) -> None:
+    `remote`: an object store that several machines share. It holds the checkpoints then, and `root` is this machine's
+    copy of those that it made or read: trainers and models need files. In the object store a checkpoint's files are
+    named by their hash (``files/ab/<sha256>``) and come first; its manifest (``manifests/<id>.json``) comes last, so
+    that what has a manifest is whole. If two machines make one checkpoint, the first manifest counts on both. Every
+    method that has to ask the object store raises ObjectStoreError if that is away.
+    """
+
+    def __init__(self, root: Path, remote: RemoteFiles | None = None) -> None:
         self.root = Path(root)
+        self.remote = remote
 
     def commit(
         self, checkpoint_id: str, manifest: CheckpointManifest, fill: Callable[[Path], Mapping[str, Any]]
@@ -99,8 +109,11 @@ class CheckpointStore:
         final = self._folder(checkpoint_id)
         if manifest.id != checkpoint_id:
             raise ValueError(f"the manifest is of checkpoint {manifest.id!r}, not {checkpoint_id!r}")
+        if self.remote and not self._is_whole(checkpoint_id):
+            self._fetch(checkpoint_id, again=True)  # the copy here is damaged; the original may be well
         if self._is_whole(checkpoint_id):
-            return final
+            self._upload(checkpoint_id)
+            return self._folder(checkpoint_id)
         self.root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{checkpoint_id}-", dir=self.root))
         try:
@@ -116,20 +129,25 @@ class CheckpointStore:
             self._put_in_place(folder, final, checkpoint_id)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        self._upload(checkpoint_id)
         return final
 
     def exists(self, checkpoint_id: str) -> bool:
         """Whether a checkpoint of this id was completed. A quick look; `load` checks the files."""
+        if self.remote:
+            return self.remote.look(_manifest_name(self._folder(checkpoint_id).name)) is not None
         return (self._folder(checkpoint_id) / MANIFEST).is_file()
 
     def path(self, checkpoint_id: str) -> Path:
-        """Its folder, whether it is there or not. ValueError for an id that is no plain name."""
+        """Its folder on this machine, whether it is there or not; it is fetched if another machine made it. ValueError
+        for an id that is no plain name."""
+        self._fetch(checkpoint_id)
         return self._folder(checkpoint_id)
 
     def load(self, checkpoint_id: str, verify: bool = True) -> tuple[Path, CheckpointManifest]:
         """Folder and manifest. BrokenCheckpoint if a file is missing or (with `verify`, which reads them all)
         altered, if a .safetensors file is none, and if a pickle lies in the folder, whoever put it there."""
-        folder = self._folder(checkpoint_id)
+        folder = self.path(checkpoint_id)
         manifest = self._manifest(checkpoint_id)
         executable = _executable_file(folder)
         if executable:
@@ -184,6 +202,9 @@ class CheckpointStore:
 
     def _ids(self) -> Sequence[str]:
         """Ids of the completed checkpoints; folders that are being filled have names that are no ids."""
+        if self.remote:
+            names = (Path(file.name).stem for file in self.remote.list(MANIFESTS))
+            return sorted(name for name in names if _ID.fullmatch(name))
         folders = (file.parent.name for file in self.root.glob(f"*/{MANIFEST}"))
         return sorted(name for name in folders if _ID.fullmatch(name))
 
@@ -194,6 +215,8 @@ class CheckpointStore:
 
     def _manifest(self, checkpoint_id: str) -> CheckpointManifest:
         folder = self._folder(checkpoint_id)
+        if self.remote and not (folder / MANIFEST).exists():
+            return self._remote_manifest(checkpoint_id)
         if not folder.is_dir():
             known = ", ".join(self._ids()) or "none"
             raise BrokenCheckpoint(f"there is no checkpoint {checkpoint_id} in {self.root}; there are: {known}")
@@ -209,6 +232,83 @@ class CheckpointStore:
         if manifest.id != checkpoint_id:
             raise BrokenCheckpoint(
                 f"checkpoint {checkpoint_id}: {MANIFEST} is that of {manifest.id}; {_remedy(folder)}"
+            )
+        return manifest
+
+    def ids(self) -> Sequence[str]:
+        """Ids of the completed checkpoints, and on one machine the names of other folders beside them."""
+        return self._ids() if self.remote else sorted(folder.name for folder in self.root.glob("*"))
+
+    # ---- the copy in an object store -----------------------------------------------------------------------
+
+    def _upload(self, checkpoint_id: str) -> None:
+        """Files first, then the manifest. Whoever comes second takes the first one's files."""
+        if self.remote is None:
+            return
+        folder = self._folder(checkpoint_id)
+        manifest = self._manifest(checkpoint_id)
+        if self.exists(checkpoint_id):
+            if self._remote_manifest(checkpoint_id) != manifest:
+                self._fetch(checkpoint_id, again=True)
+            return
+        for name, file in manifest.files.items():
+            there = self.remote.look(_file_name(file))
+            if there is None or there.size != file.bytes:
+                self.remote.put(_file_name(file), folder / name)
+        if not self.remote.put_new(_manifest_name(checkpoint_id), (folder / MANIFEST).read_bytes()):
+            self._fetch(checkpoint_id, again=True)
+
+    def _fetch(self, checkpoint_id: str, *, again: bool = False) -> None:
+        """Bring a checkpoint of another machine here, whole or not at all."""
+        folder = self._folder(checkpoint_id)
+        if self.remote is None or (folder.exists() and not again):
+            return
+        try:
+            manifest = self._remote_manifest(checkpoint_id)
+        except BrokenCheckpoint:  # there is none: whoever needs it will say so
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        copy = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{checkpoint_id}-", dir=self.root))
+        try:
+            for name, file in manifest.files.items():
+                if not (copy / name).resolve().is_relative_to(copy.resolve()):
+                    raise BrokenCheckpoint(f"checkpoint {checkpoint_id}: {name} lies outside the checkpoint's folder")
+                self._fetch_file(checkpoint_id, name, file, copy / name)
+            _write_durably(copy / MANIFEST, manifest.model_dump_json(indent=2))
+            copy.chmod(0o755)
+            if again:
+                shutil.rmtree(folder, ignore_errors=True)
+            self._put_in_place(copy, folder, checkpoint_id)
+        finally:
+            shutil.rmtree(copy, ignore_errors=True)
+
+    def _fetch_file(self, checkpoint_id: str, name: str, expected: CheckpointFile, file: Path) -> None:
+        assert self.remote is not None
+        try:
+            self.remote.fetch(_file_name(expected), file)
+        except FileNotFoundError as error:
+            raise BrokenCheckpoint(
+                f"checkpoint {checkpoint_id}: {name} is missing in {self.remote}; restore {_file_name(expected)} there "
+                f"from a copy, or remove {_manifest_name(checkpoint_id)} there and materialize its asset again"
+            ) from error
+
+    def _remote_manifest(self, checkpoint_id: str) -> CheckpointManifest:
+        assert self.remote is not None
+        try:
+            manifest = CheckpointManifest.model_validate_json(self.remote.read(_manifest_name(checkpoint_id)))
+        except FileNotFoundError as error:
+            known = ", ".join(self._ids()) or "none"
+            raise BrokenCheckpoint(
+                f"there is no checkpoint {checkpoint_id} in {self.remote}; there are: {known}"
+            ) from error
+        except ValidationError as error:
+            raise BrokenCheckpoint(
+                f"checkpoint {checkpoint_id}: {_manifest_name(checkpoint_id)} in {self.remote} cannot be read "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        if manifest.id != checkpoint_id:
+            raise BrokenCheckpoint(
+                f"checkpoint {checkpoint_id}: its manifest in {self.remote} is that of {manifest.id}"
             )
         return manifest
 
@@ -229,6 +329,14 @@ class CheckpointStore:
             if not self._is_whole(checkpoint_id):
                 raise
         _sync(self.root)
+
+
+def _manifest_name(checkpoint_id: str) -> str:
+    return f"{MANIFESTS}/{checkpoint_id}.json"
+
+
+def _file_name(file: CheckpointFile) -> str:
+    return f"files/{file.sha256[:2]}/{file.sha256}"
 
 
 def _remedy(folder: Path) -> str:

@@ -1,16 +1,37 @@
 """What a table contains, as one hash and as SQL to compare rows by.
 
 Content is a table's own columns without lineage and measured values: what a reader of the table would see
-change. Everything is computed in SQL, over the whole table, in a second or so per million short rows.
+change. The hash is an exclusive or over rows, so it goes on from the last one noted (table `contents`) with the rows
+that came and went since; only where that cannot be told is it computed over the whole table, in SQL, in a second or so
+per million short rows.
 """
 
 # ruff: noqa: S608 (SQL names come from Table, which takes plain identifiers only; values are parameters)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from storage.changes import changed_rows, commits_after
 from storage.ids import content_id
-from storage.lake import Lake
-from storage.tables import Table, quoted
+from storage.lake import Lake, Transaction
+from storage.tables import CONTENTS, Table, quoted
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a table contained at a snapshot: its number of rows, and the exclusive or of their hashes."""
+
+    snapshot: int
+    rows: int
+    mixed: int
+
+    @property
+    def version(self) -> str:
+        """The hash, the same for the same rows in any order and on any machine."""
+        return content_id(str(self.rows), str(self.mixed))
 
 
 def data_version(lake: Lake, table: Table, version: int | None = None) -> str:
@@ -21,14 +42,78 @@ def data_version(lake: Lake, table: Table, version: int | None = None) -> str:
     has the version of an empty one.
     """
     if not lake.exists(table):
-        return content_id("0", "0")
+        return Content(0, 0, 0).version
+    if version is not None:
+        return _counted(lake, table, f"{table.qualified} AT (VERSION => {int(version)})", version).version
+    with lake.reading() as cursor:
+        return content_now(Transaction(cursor), table).version
+
+
+def content_now(reader: Transaction, table: Table) -> Content:
+    """What a table contains as the transaction sees it."""
+    return _content_since(reader, table, _noted(reader, table))
+
+
+def note_content(transaction: Transaction, table: Table, content: Content) -> None:
+    """From here the hash goes on."""
+    row = {
+        "table_name": table.label,
+        "columns": _columns(table),
+        "snapshot": content.snapshot,
+        "rows": content.rows,
+        "mixed": str(content.mixed),
+    }
+    transaction.upsert(CONTENTS, pa.Table.from_pylist([row], schema=CONTENTS.arrow_schema))
+
+
+def noted_version(lake: Lake, table: Table) -> str:
+    """The hash of the table's content now; noted, if the table has changed since the last time."""
+    lake.create(table, CONTENTS)
+    with lake.reading() as cursor:
+        reader = Transaction(cursor)
+        known = _noted(reader, table)
+        content = _content_since(reader, table, known)
+    if known is None or content.version != known.version:
+        with lake.write({"asset": CONTENTS.label, "text": f"content of {table.label}"}) as transaction:
+            note_content(transaction, table, content)
+    return content.version
+
+
+def _content_since(reader: Transaction, table: Table, known: Content | None) -> Content:
+    now = reader.snapshot()
+    commits = None if known is None else commits_after(reader, known.snapshot)
+    if known is None or commits is None:
+        return _counted(reader, table, table.qualified, now)
+    if not any(table.qualified in commit.tables for commit in commits):
+        return Content(now, known.rows, known.mixed)
+    hashes = f"md5_number({content_json(table)}) AS hash"
+    changed = changed_rows(table.qualified, hashes, known.snapshot, now)
+    came, went = (_counted(reader, table, "", now, rows) for rows in changed)
+    return Content(now, known.rows + came.rows - went.rows, known.mixed ^ came.mixed ^ went.mixed)
+
+
+def _noted(reader: Transaction, table: Table) -> Content | None:
+    if not reader.exists(CONTENTS):
+        return None
+    found = reader.query(
+        f"SELECT snapshot, rows, mixed FROM {CONTENTS.qualified} WHERE table_name = ? AND columns = ?",
+        [table.label, _columns(table)],
+    ).to_pylist()
+    return Content(found[0]["snapshot"], found[0]["rows"], int(found[0]["mixed"])) if found else None
+
+
+def _counted(reader: Lake | Transaction, table: Table, source: str, snapshot: int, hashes: str = "") -> Content:
+    """Of the rows of a table (or of a SELECT of their hashes), all of them."""
+    hashes = hashes or f"SELECT md5_number({content_json(table)}) AS hash FROM {source}"
     # Keys are unique, so no two rows are equal and none cancel out in the exclusive or.
-    rows = lake.query(
-        "SELECT count(*)::VARCHAR AS n, "
-        f"coalesce(bit_xor(md5_number({content_json(table)})), 0)::VARCHAR AS mixed "
-        f"FROM {table.qualified}" + ("" if version is None else f" AT (VERSION => {int(version)})")
+    found = reader.query(
+        f"SELECT count(*) AS rows, coalesce(bit_xor(hash), 0)::VARCHAR AS mixed FROM ({hashes})"
     ).to_pylist()[0]
-    return content_id(rows["n"], rows["mixed"])
+    return Content(snapshot, found["rows"], int(found["mixed"]))
+
+
+def _columns(table: Table) -> str:
+    return content_id(*table.content_columns)
 
 
 def content_json(table: Table) -> str:

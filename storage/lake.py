@@ -1,13 +1,12 @@
 """The lake: tables as Parquet files with an SQL catalog (DuckLake), read and written by DuckDB.
 
-The one module that knows it is DuckLake. Here: opening, reading, writing in transactions, time travel,
-export, maintenance. Which tables there are is in `storage.tables`; what rows to compute in `storage.refresh`.
+With `storage.lake_place` (where catalog and files lie, and who may write) the one module that knows it is DuckLake.
+Here: opening, reading, writing in transactions, time travel, export, maintenance. Which tables there are is in
+`storage.tables`; what rows to compute in `storage.refresh`.
 
-Embedded layout of a lake's folder: ``lake.sqlite`` (the catalog, WAL mode), ``data/`` (Parquet),
-``lake.lock`` (held by whoever writes), ``lake.json`` (written once the catalog is complete). SQLite lets one
-process write at a time and DuckLake does not wait its turn, so every write transaction takes the lock;
-readers see the last committed snapshot and never wait. The lock is the operating system's: it is free again
-when its holder dies.
+Every write transaction takes the lake's lock, which is free again when its holder dies; readers see the last committed
+snapshot and never wait. A lake shared by many machines lives through a restart of its catalog's server: what was begun
+waits for it, and a commit whose answer was lost is looked up.
 """
 
 # ruff: noqa: S608 (SQL names come from Table, which takes plain identifiers only; values are parameters)
@@ -17,45 +16,32 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock, Timeout
 
-from storage.extensions import ExtensionMissing, load_extensions
-from storage.faults import explained, is_locked
+from storage.extensions import ExtensionMissing
+from storage.faults import LakeError, LakeLocked, LakeUnreachable, explained, is_locked, is_unreachable
 from storage.ids import CONTENT_ID_MACRO
+from storage.lake_place import LOCK_TIMEOUT, FolderPlace, LakePlace, literal, patiently
+from storage.object_store import scrubbed
 from storage.retention_log import when_expired
 from storage.tables import LAKE, Table, quoted
 
-__all__ = ["ExtensionMissing", "Lake", "LakeError", "ReadOnlyConnection", "Transaction"]
+__all__ = ["ExtensionMissing", "Lake", "LakeError", "LakeUnreachable", "ReadOnlyConnection", "Transaction"]
 
-LAYOUT = 1
 AUTHOR = "vpo"
+COMMIT = "commit"
+"""Key of each commit's own name in its message, by which a commit whose answer was lost is found."""
 SECONDS_FOR_OTHER_PROGRAMS = 60.0
-_CATALOG = f"__ducklake_metadata_{LAKE}.main"
+CATALOG = f"__ducklake_metadata_{LAKE}.main"
 """DuckLake's own tables, for questions that its functions answer only by reading the whole history."""
-
-# Nothing is fetched from the network behind the user's back, and SQL cannot see Python's variables.
-_CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "autoinstall_known_extensions": False,
-    "autoload_known_extensions": False,
-    "allow_community_extensions": False,
-    "python_enable_replacements": False,
-}
-
-
-class LakeError(Exception):
-    """Something is wrong with a query, with rows to be written or with the lake itself; says what."""
-
-
-class LakeLocked(LakeError):
-    """Another program, none of ours, writes to the catalog right now."""
 
 
 class Transaction:
@@ -103,6 +89,24 @@ class Transaction:
         """Read inside the transaction: its own changes are visible."""
         with _registered(self._cursor, **relations):
             return _arrow(_run(self._cursor, sql, parameters))
+
+    def snapshot(self) -> int:
+        """Id of the snapshot that is seen here, apart from the transaction's own changes."""
+        return int(self.query(f"SELECT id FROM {LAKE}.current_snapshot()")["id"][0].as_py())
+
+    def exists(self, table: Table) -> bool:
+        """Whether the table has been made."""
+        return bool(self.columns(table.qualified))
+
+    def columns(self, name: str) -> set[str]:
+        """Names of the columns of a table (qualified name); none if it has not been made."""
+        database, schema, table = (part.strip('"') for part in name.split("."))
+        rows = self.query(
+            "SELECT column_name AS name FROM duckdb_columns() "
+            "WHERE database_name = ? AND schema_name = ? AND table_name = ?",
+            [database, schema, table],
+        )
+        return set(rows["name"].to_pylist())
 
 
 _TABLE_FUNCTIONS_FOR_PEOPLE = frozenset(
@@ -157,40 +161,37 @@ class ReadOnlyConnection:
 
 
 class Lake:
-    """The lake in `folder`, made if it is not there. May be used by several threads and processes at once.
+    """The lake in a place, made if it is not there. May be used by several threads and processes at once.
 
-    `extension_folders` are searched for DuckDB extension files before anything else. A writer waits up to
-    `lock_timeout` seconds for others to finish. Raises ExtensionMissing or LakeError.
+    `place`: a folder, or where a lake that several machines share lies (`SharedPlace`). `extension_folders` are
+    searched for DuckDB extension files before anything else. A writer waits up to `lock_timeout` seconds for others to
+    finish. Raises ExtensionMissing or LakeError.
     """
 
-    def __init__(self, folder: Path, *, extension_folders: Sequence[Path] = (), lock_timeout: float = 600.0) -> None:
-        self.folder = Path(folder).absolute()
+    def __init__(
+        self, place: Path | LakePlace, *, extension_folders: Sequence[Path] = (), lock_timeout: float = LOCK_TIMEOUT
+    ) -> None:
+        self.place: LakePlace = FolderPlace(place, lock_timeout) if isinstance(place, Path) else place
+        self.folder = self.place.folder
         self._extension_folders = tuple(extension_folders)
-        self._lock = FileLock(self.folder / "lake.lock", timeout=lock_timeout)
         self._writing = threading.local()
         # Tables and columns are never dropped, so that what has been seen once need not be looked up again.
         self._seen: set[str] = set()
         self._complete: set[Table] = set()
-        try:
-            (self.folder / "data").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LakeError(f"the lake cannot be made in {self.folder}: {error}") from error
-        marker = self.folder / "lake.json"
-        if marker.exists():
-            self._refuse_lost_catalog()
-            self._connection = self._attach(read_only=False)
-        else:
-            with self._locked():
-                self._connection = self._attach(read_only=False)
-                marker.write_text(json.dumps({"layout": LAYOUT}))
+        self._connection = self.place.attach(self._extension_folders, read_only=False)
+        self._idle: list[duckdb.DuckDBPyConnection] = []
 
     # ---- reading -------------------------------------------------------------------------------------------
 
     def query(self, sql: str, parameters: Sequence[Any] = (), **relations: pa.Table) -> pa.Table:
         """Run a SELECT. Tables go by name (``drafts``, ``shapes.videos``); `relations` are Arrow tables the
         SQL may name besides. Values belong into `parameters` (``?``), never into the text."""
-        with self.reading() as cursor, _registered(cursor, **relations):
-            return _arrow(_run(cursor, sql, parameters))
+
+        def ask() -> pa.Table:
+            with self.reading() as cursor, _registered(cursor, **relations):
+                return _arrow(_run(cursor, sql, parameters))
+
+        return patiently(ask, self.place.patience)
 
     def read(
         self,
@@ -213,16 +214,20 @@ class Lake:
         source = table.qualified + ("" if version is None else f" AT (VERSION => {int(version)})")
         if version is not None:
             self.require_snapshot(version)
-        with self.reading() as cursor:
-            there = {name for name, *_ in _run(cursor, f"SELECT * FROM {source} LIMIT 0").description or []}
-            names = ", ".join(quoted(f.name) if f.name in there else f"NULL AS {quoted(f.name)}" for f in wanted)
-            condition = f" WHERE {where}" if where else ""
-            rows = _arrow(_run(cursor, f"SELECT {names} FROM {source}{condition}", parameters))
+        condition = f" WHERE {where}" if where else ""
+
+        def ask() -> pa.Table:
+            with self.reading() as cursor:
+                there = {name for name, *_ in _run(cursor, f"SELECT * FROM {source} LIMIT 0").description or []}
+                names = ", ".join(quoted(f.name) if f.name in there else f"NULL AS {quoted(f.name)}" for f in wanted)
+                return _arrow(_run(cursor, f"SELECT {names} FROM {source}{condition}", parameters))
+
+        rows = patiently(ask, self.place.patience)
         return rows.cast(pa.schema([field.with_nullable(True) for field in wanted]))
 
     def exists(self, table: Table) -> bool:
         """Whether the table has been made."""
-        if table.qualified not in self._seen and self._columns_there(table):
+        if table.qualified not in self._seen and (table.schema, table.name) in self._columns_there():
             self._seen.add(table.qualified)
         return table.qualified in self._seen
 
@@ -238,7 +243,7 @@ class Lake:
 
     def has_snapshot(self, snapshot: int) -> bool:
         """Whether the lake can still be read as of this snapshot."""
-        rows = self.query(f"SELECT 1 AS one FROM {_CATALOG}.ducklake_snapshot WHERE snapshot_id = ?", [snapshot])
+        rows = self.query(f"SELECT 1 AS one FROM {CATALOG}.ducklake_snapshot WHERE snapshot_id = ?", [snapshot])
         return bool(rows.num_rows)
 
     def require_snapshot(self, snapshot: int) -> None:
@@ -247,7 +252,7 @@ class Lake:
             return
         kept = self.query(
             "SELECT min(snapshot_id) AS first, max(snapshot_id) AS last, count(*) AS n "
-            f"FROM {_CATALOG}.ducklake_snapshot"
+            f"FROM {CATALOG}.ducklake_snapshot"
         ).to_pylist()[0]
         when = when_expired(self.folder, snapshot)
         if when is not None:
@@ -257,9 +262,17 @@ class Lake:
         else:
             fate = "is gone, by no maintenance that this lake knows of"
         raise LakeError(
-            f"snapshot {snapshot} of the lake in {self.folder} {fate}; {kept['n']} snapshots from {kept['first']} to "
+            f"snapshot {snapshot} of the lake in {self.place} {fate}; {kept['n']} snapshots from {kept['first']} to "
             f"{kept['last']} are left"
         )
+
+    def size(self) -> tuple[int, int]:
+        """Number and bytes of the data files that the catalog knows of, old snapshots' included."""
+        rows = self.query(
+            "SELECT count(*) AS files, coalesce(sum(bytes), 0)::BIGINT AS bytes FROM (SELECT file_size_bytes AS bytes "
+            f"FROM {CATALOG}.ducklake_data_file UNION ALL SELECT file_size_bytes FROM {CATALOG}.ducklake_delete_file)"
+        ).to_pylist()[0]
+        return rows["files"], rows["bytes"]
 
     def commits(self, limit: int = 20) -> list[dict[str, Any]]:
         """The last commits, newest first: snapshot, time, and the message that `write` was given."""
@@ -268,7 +281,7 @@ class Lake:
             f"FROM {LAKE}.snapshots() ORDER BY snapshot_id DESC LIMIT ?",
             [limit],
         ).to_pylist()
-        return [{**row, "message": json.loads(row["message"] or "{}")} for row in rows]
+        return [{**row, "message": _message(row["message"])} for row in rows]
 
     def commits_since(
         self, snapshot: int, reader: Transaction | Lake | None = None
@@ -278,11 +291,11 @@ class Lake:
         `reader`: a transaction, to see what is committed as of its beginning.
         """
         rows = (reader or self).query(
-            f"SELECT snapshot_id AS snapshot, commit_extra_info AS message FROM {_CATALOG}.ducklake_snapshot_changes "
+            f"SELECT snapshot_id AS snapshot, commit_extra_info AS message FROM {CATALOG}.ducklake_snapshot_changes "
             "WHERE snapshot_id > ? ORDER BY snapshot_id",
             [snapshot],
         )
-        return [(row["snapshot"], json.loads(row["message"] or "{}")) for row in rows.to_pylist()]
+        return [(row["snapshot"], _message(row["message"])) for row in rows.to_pylist()]
 
     def export(self, table: Table, path: Path, version: int | None = None) -> int:
         """Write a table, now or as of a snapshot, as one plain Parquet file. How many rows."""
@@ -301,10 +314,10 @@ class Lake:
 
     def read_only_connection(self) -> ReadOnlyConnection:
         """A session for people's own SQL; see ReadOnlyConnection."""
-        connection = self._attach(read_only=True)
+        connection = self.place.attach(self._extension_folders, read_only=True)
         connection.execute(f"USE {LAKE}")
         connection.execute(CONTENT_ID_MACRO)
-        connection.execute(f"SET allowed_directories = [{_literal(str(self.folder / 'data') + '/')}]")
+        connection.execute(f"SET allowed_directories = [{literal(self.place.data)}]")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         return ReadOnlyConnection(connection)
@@ -313,11 +326,12 @@ class Lake:
 
     def create(self, *tables: Table) -> None:
         """Make tables that are not there and add columns that are missing; write nothing if all is well."""
-        if all(self._is_complete(table) for table in tables):
+        if self._complete.issuperset(tables) or self._all_complete(tables, self._columns_there()):
             return
         with self.write({"asset": tables[0].label, "text": "create tables"}) as transaction:
+            there = self._columns_there()  # once more: others may have made them while we waited for our turn
             for table in tables:
-                self._create(transaction, table)
+                self._create(transaction, table, there.get((table.schema, table.name), set()))
 
     @contextmanager
     def write(self, message: Mapping[str, Any]) -> Iterator[Transaction]:
@@ -325,30 +339,45 @@ class Lake:
         raises. `message` (say run_id, asset, text; JSON values) is kept with the commit, see `commits`."""
         if getattr(self._writing, "now", False):
             raise LakeError("a write transaction is already open in this thread: use that one")
-        extra = json.dumps(dict(message), default=str, ensure_ascii=False)
+        commit = uuid.uuid4().hex
+        extra = json.dumps({**message, COMMIT: commit}, default=str, ensure_ascii=False)
         text = " ".join(str(message[name]) for name in ("asset", "text") if message.get(name)) or "write"
         with self._locked(), self.reading() as cursor:
             self._writing.now = True
             try:
                 yield Transaction(cursor)
                 _run(cursor, f"CALL {LAKE}.set_commit_message(?, ?, extra_info => ?)", [AUTHOR, text, extra])
-                _run(cursor, "COMMIT")
+                self.place.require_lock()
+                self._finish(cursor, commit)
             except BaseException:
                 _roll_back(cursor)
                 raise
             finally:
                 self._writing.now = False
 
+    def _finish(self, cursor: duckdb.DuckDBPyConnection, commit: str) -> None:
+        """COMMIT. If the server was cut off before it answered, the history says whether it had done it."""
+        try:
+            _run(cursor, "COMMIT")
+        except LakeUnreachable:
+            found = self.query(
+                f"SELECT 1 AS one FROM {CATALOG}.ducklake_snapshot_changes WHERE contains(commit_extra_info, ?)",
+                [commit],
+            )
+            if not found.num_rows:
+                raise
+
     def commit(self, message: Mapping[str, Any], work: Callable[[Transaction], None]) -> None:
         """One transaction, as `write`; it is done again for a while if a program that does not keep to our lock (a
-        database browser, a backup) is in the way. So `work` must do no harm when it is done twice."""
-        patience = time.monotonic() + SECONDS_FOR_OTHER_PROGRAMS
+        database browser, a backup) is in the way, or if the catalog's server is away. So `work` must do no harm when it
+        is done twice."""
+        patience = time.monotonic() + max(SECONDS_FOR_OTHER_PROGRAMS, self.place.patience)
         while True:
             try:
                 with self.write(message) as transaction:
                     work(transaction)
                 return
-            except LakeLocked:
+            except (LakeLocked, LakeUnreachable):
                 if time.monotonic() > patience:
                     raise
                 time.sleep(0.5)
@@ -359,7 +388,7 @@ class Lake:
             try:
                 return _run(cursor, statement, parameters).fetchall()
             except duckdb.Error as error:
-                raise LakeError(explained(str(error))) from error
+                raise _lake_error(error) from error
 
     def compact(self, table: Table) -> None:
         """Merge the many small files that batch commits leave into few. Contents and history stay."""
@@ -372,6 +401,8 @@ class Lake:
             _run(cursor, "COMMIT")
 
     def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
         self._connection.close()
 
     def __enter__(self) -> Lake:
@@ -384,75 +415,66 @@ class Lake:
 
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A session of its own in this lake, with one open transaction that sees one snapshot throughout."""
-        with self._connection.cursor() as cursor:
-            _run(cursor, "BEGIN")  # first of all: each transaction looks the snapshot up in the catalog anew
+        """A session in this lake, with one open transaction that sees one snapshot throughout. Nobody else has it
+        meanwhile; what is made in it and not committed, temporary tables among it, is gone at the end."""
+        cursor = self._idle.pop() if self._idle else None
+        cursor, prepared = cursor or self._connection.cursor(), cursor is not None
+        try:
+            patiently(lambda: self._begin(cursor, prepared=prepared), self.place.patience)
+            yield cursor
+        except BaseException:
+            cursor.close()
+            raise
+        _roll_back(cursor)
+        self._idle.append(cursor)
+
+    def _begin(self, cursor: duckdb.DuckDBPyConnection, *, prepared: bool) -> None:
+        if not prepared:
             _run(cursor, f"USE {LAKE}")
             _run(cursor, CONTENT_ID_MACRO)
-            yield cursor
-
-    def _refuse_lost_catalog(self) -> None:
-        """Without this, a new, empty catalog would be made, and maintenance would take all data for leftovers."""
-        catalog = self.folder / "lake.sqlite"
-        if not catalog.exists() or catalog.stat().st_size == 0:
-            raise LakeError(
-                f"the lake in {self.folder} has lost its catalog: {catalog.name} is missing or empty. Restore it from "
-                "a copy; to begin anew, move the whole folder away"
-            )
+        _run(cursor, "BEGIN")
+        try:
+            if self.place.patience:  # now is when a server that is away can be waited for
+                _run(cursor, f"SELECT id FROM {LAKE}.current_snapshot()").fetchall()
+        except LakeError:
+            _roll_back(cursor)
+            raise
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise LakeError(
-                f"another process has been writing to the lake in {self.folder} for over "
-                f"{self._lock.timeout:g} seconds; wait for it to end or stop it"
-            ) from error
-        try:
+        with self.place.locked():
             yield
-        finally:
-            self._lock.release()
 
-    def _attach(self, *, read_only: bool) -> duckdb.DuckDBPyConnection:
-        connection = duckdb.connect(config=_CONFIG)
-        load_extensions(connection, ("ducklake", "sqlite_scanner"), self._extension_folders)
-        catalog = _literal(f"ducklake:sqlite:{self.folder / 'lake.sqlite'}")
-        # The data path is given each time and wins over the recorded one, so that a lake may be moved.
-        options = f"DATA_PATH {_literal(str(self.folder / 'data') + '/')}, OVERRIDE_DATA_PATH true"
-        options += ", READ_ONLY" if read_only else ", META_JOURNAL_MODE 'WAL'"
-        try:
-            connection.execute(f"ATTACH {catalog} AS {LAKE} ({options}, META_BUSY_TIMEOUT 60000)")
-            if not read_only and not (self.folder / "lake.json").exists():
-                connection.execute(f"CALL {LAKE}.set_option('parquet_compression', 'zstd')")
-        except duckdb.Error as error:
-            connection.close()
-            raise LakeError(explained(f"the lake in {self.folder} cannot be opened: {error}")) from error
-        return connection
+    def locked(self, name: str, timeout: float) -> AbstractContextManager[None]:
+        """A context in which no other process, on no machine, is in one of that name of this lake. LakeError after
+        `timeout` seconds. It does not keep writers waiting."""
+        return self.place.locked(name, timeout=timeout)
 
-    def _columns_there(self, table: Table) -> set[str]:
+    def _columns_there(self) -> dict[tuple[str, str], set[str]]:
+        """Columns of every table, by schema and name."""
         rows = self.query(
-            "SELECT column_name AS name FROM duckdb_columns() "
-            "WHERE database_name = ? AND schema_name = ? AND table_name = ?",
-            [LAKE, table.schema, table.name],
-        )
-        return set(rows["name"].to_pylist())
+            "SELECT schema_name AS schema, table_name AS name, list(column_name) AS columns FROM duckdb_columns() "
+            "WHERE database_name = ? GROUP BY ALL",
+            [LAKE],
+        ).to_pylist()
+        return {(row["schema"], row["name"]): set(row["columns"]) for row in rows}
 
-    def _is_complete(self, table: Table) -> bool:
-        if table in self._complete:
-            return True
-        complete = {column.name for column in table.all_columns} <= self._columns_there(table)
-        if complete:
-            self._complete.add(table)
-        return complete
+    def _all_complete(self, tables: Collection[Table], there: Mapping[tuple[str, str], set[str]]) -> bool:
+        """Whether all tables have all their columns; notes those that do."""
+        found = {
+            table
+            for table in tables
+            if {column.name for column in table.all_columns} <= there.get((table.schema, table.name), set())
+        }
+        self._complete |= found
+        return found.issuperset(tables)
 
-    def _create(self, transaction: Transaction, table: Table) -> None:
-        there = self._columns_there(table)
+    def _create(self, transaction: Transaction, table: Table, there: set[str]) -> None:
         columns = {c.name: f"{quoted(c.name)} {sql_type(c.type)}" for c in table.all_columns}
         transaction.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(LAKE)}.{quoted(table.schema)}")
         if not there:
             transaction.execute(f"CREATE TABLE IF NOT EXISTS {table.qualified} ({', '.join(columns.values())})")
-            transaction.execute(f"COMMENT ON TABLE {table.qualified} IS {_literal(table.description)}")
+            transaction.execute(f"COMMENT ON TABLE {table.qualified} IS {literal(table.description)}")
             return
         for name, definition in columns.items():
             if name not in there:
@@ -508,6 +530,13 @@ def sql_type(type_: pa.DataType) -> str:
     return names[type_]
 
 
+def _message(extra: str | None) -> dict[str, Any]:
+    """The message that `write` was given."""
+    message: dict[str, Any] = json.loads(extra or "{}")
+    message.pop(COMMIT, None)
+    return message
+
+
 def _table_functions(tree: Any) -> Iterator[str]:
     """Names of the functions that a parsed statement reads from, however deep."""
     if isinstance(tree, list):
@@ -520,24 +549,25 @@ def _table_functions(tree: Any) -> Iterator[str]:
             yield from _table_functions(branch)
 
 
-def _literal(text: str) -> str:
-    """An SQL string, for the few statements that take no parameters."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _run(cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:
     try:
         return cursor.execute(sql, list(parameters)) if parameters else cursor.execute(sql)
     except duckdb.Error as error:
-        kind = LakeLocked if is_locked(str(error)) else LakeError
-        raise kind(explained(str(error))) from error
+        raise _lake_error(error) from error
 
 
 def _arrow(result: duckdb.DuckDBPyConnection) -> pa.Table:
     try:
         return result.to_arrow_table()
     except duckdb.Error as error:
-        raise LakeError(explained(str(error))) from error
+        raise _lake_error(error) from error
+
+
+def _lake_error(error: duckdb.Error) -> LakeError:
+    """What DuckDB said, of the kind that tells whether trying again helps, without secrets."""
+    said = scrubbed(str(error))
+    kind = LakeLocked if is_locked(said) else LakeUnreachable if is_unreachable(said) else LakeError
+    return kind(explained(said))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def maintain(lake: Lake, retention: Retention, needed: Collection[int], *, dry_r
 
     Raises LakeError if the lake cannot be read or another process holds its write lock for too long.
     """
-    files_before, bytes_before = size_of(lake.folder)
+    files_before, bytes_before = lake.size()
     recipes, throughput = _tidy_bookkeeping(lake, dry_run)
     old = _old_snapshots(lake, retention)
     doomed = [snapshot for snapshot in old if snapshot not in set(needed)]
@@ -68,7 +68,7 @@ def maintain(lake: Lake, retention: Retention, needed: Collection[int], *, dry_r
         _expire(lake, doomed)
         problems = _compact(lake)
     removed = _remove_files(lake, retention, dry_run)
-    files_after, bytes_after = size_of(lake.folder)
+    files_after, bytes_after = lake.size()
     kept = int(lake.query(f"SELECT count(*) AS n FROM {LAKE}.snapshots()")["n"][0].as_py())
     return LakeReport(
         expired=len(doomed),

@@ -1,7 +1,8 @@
 """What a refresh would do: which input rows are new, stale, reused, failed, and which rows are orphaned.
 
 Reading only: planning never writes. Doing what the plan says is in `storage.refresh`. All comparing of ids
-is done in SQL, so that a plan over a million rows takes a second and not a Python loop.
+is done in SQL, and where the last refresh was complete (storage/scope.py) it is done for the queries that changed
+since, so that a plan over a million rows takes what the change takes.
 """
 
 # ruff: noqa: S608 (SQL names come from Table, which takes plain identifiers only; values are parameters)
@@ -18,8 +19,10 @@ import duckdb
 import pyarrow as pa
 
 from storage.differences import Difference, differences
-from storage.lake import Lake, LakeError
+from storage.ids import content_id
+from storage.lake import Lake, LakeError, Transaction
 from storage.recipe import Recipe, recall
+from storage.scope import EVERYTHING, Scope, scope_of, tables_read
 from storage.tables import FAILURES, THROUGHPUT, Table, quoted
 
 
@@ -109,6 +112,18 @@ class Plan:
     """(input_id) in quarantine for this recipe whose input is gone or up to date."""
     quarantined: int = field(repr=False)
     """How many entries of `failures` the end of a refresh has to look after."""
+    saw: int = field(repr=False)
+    """The snapshot at which inputs and table were compared."""
+    asked: str | None = field(repr=False)
+    """Content id of the SELECT of the inputs; None for inputs that were given as rows."""
+
+    untouched: bool = field(repr=False)
+    """Whether nothing that matters has been written to since the last complete refresh."""
+
+    @property
+    def does_all(self) -> bool:
+        """Whether every input has an up-to-date row once todo is done, and nothing is or was in quarantine."""
+        return self.quarantined == 0 and self.todo.num_rows == self.new + self.stale
 
     @property
     def inputs(self) -> int:
@@ -131,22 +146,37 @@ def plan(
     *,
     lost: Collection[str] = (),
     run_id: str = "",
+    by_query: bool = False,
 ) -> Plan:
     """Compare the inputs with the rows of the table. Writes nothing.
 
     `inputs`: an Arrow table, or a SELECT over the lake (which must answer the same each time it is asked),
     with a column input_id: unique, a hash of everything in the row that decides the result. `lost`: input
     ids whose row is there but whose file is gone; they are done again. `run_id` matters to FULL only, which
-    reuses what its own run has made. RefreshError for inputs that cannot be read or whose ids are missing or
-    not unique.
+    reuses what its own run has made. `by_query`: the inputs of a query depend on that query's rows alone, in all tables
+    that the SELECT reads, so that only queries with changed rows need be compared. RefreshError for inputs that cannot
+    be read or whose ids are missing or not unique.
     """
     if not table.lineage:
         raise RefreshError(f"table {table.label} has no lineage columns, so it cannot be refreshed")
     table_there, failures_there = lake.exists(table), lake.exists(FAILURES)
     with lake.reading() as cursor, _inputs_as_sql(cursor, inputs) as source:
-        _collect_wanted(cursor, source, table)
-        _collect_present(cursor, table, recipe, config, lost, run_id, there=table_there)
+        reader = Transaction(cursor)
+        saw = reader.snapshot()
         _collect_failures(cursor, table, recipe, config, there=failures_there)
+        asked = content_id(source) if isinstance(inputs, str) else None
+        reads = tables_read(reader, f"FROM {source}") if asked else frozenset()
+        # Quarantine is looked after as a whole, and so is what is done again without any change.
+        plain = reads and table_there and config.mode is Mode.INCREMENTAL and not lost
+        scope = EVERYTHING
+        if asked and plain and _one_row(cursor, "SELECT n FROM all_failures")["n"] == 0:
+            by_query = by_query and all(name in source for name in reads)  # else it could not be narrowed
+            scope = scope_of(reader, table, reads, recipe, asked, by_query=by_query)
+        if scope.queries is not None:
+            cursor.register("scope", scope.queries)
+            source = scope.narrowed(source, reads)
+        _collect_wanted(cursor, source if not scope.nothing else f"({source} LIMIT 0)", table)
+        _collect_present(cursor, table, recipe, config, lost, run_id, scope, there=table_there)
         _sort_out(cursor, config)
         counts = _one_row(cursor, _COUNTS)
         todo = _todo(cursor, source, int(counts["todo"]))
@@ -156,12 +186,13 @@ def plan(
         doomed = _doomed(cursor, recipe, config)
         others = cursor.execute(_OTHERS).fetchall()
         orphaned = _one_row(cursor, "SELECT count(*) AS n FROM orphans")["n"]
+        outside = _outside(cursor, table, scope)
     return Plan(
         table=table,
         recipe=recipe,
         new=counts["new"],
         stale=counts["stale"],
-        reused=counts["reused"],
+        reused=counts["reused"] + outside,
         orphaned=orphaned,
         failed=counts["failed"],
         given_up=counts["given_up"],
@@ -174,6 +205,9 @@ def plan(
         doomed=doomed,
         released=released,
         quarantined=counts["quarantined"],
+        saw=saw,
+        asked=asked,
+        untouched=scope.nothing,
     )
 
 
@@ -234,12 +268,13 @@ def _collect_present(
     config: RefreshConfig,
     lost: Collection[str],
     run_id: str,
+    scope: Scope,
     *,
     there: bool,
 ) -> None:
     """done(input_id): rows that are up to date. redo(input_id): rows of this recipe to be done again.
     others(input_id, recipe): rows of other recipes."""
-    rows = table.qualified if there else "(SELECT NULL::VARCHAR AS input_id, '' AS recipe, '' AS run_id LIMIT 0)"
+    rows = scope.rows_of(table.qualified) if there and not scope.nothing else _NO_ROWS
     _make(cursor, "others", f"SELECT input_id, recipe FROM {rows} WHERE recipe <> ?", [recipe.id])
     _make(cursor, "done", f"SELECT input_id FROM {rows} WHERE recipe = ?", [recipe.id])
     cursor.execute("CREATE TEMP TABLE redo (input_id VARCHAR)")
@@ -253,6 +288,17 @@ def _collect_present(
         )
     if lost or config.mode is Mode.FULL:
         cursor.execute("DELETE FROM done WHERE input_id IN (SELECT input_id FROM redo)")
+
+
+_NO_ROWS = "(SELECT NULL::VARCHAR AS input_id, '' AS recipe, '' AS run_id LIMIT 0)"
+
+
+def _outside(cursor: duckdb.DuckDBPyConnection, table: Table, scope: Scope) -> int:
+    """Rows of the table, each of them up to date, that nobody looked at."""
+    if scope.everything:
+        return 0
+    looked_at = "(SELECT count(*) FROM done) + (SELECT count(*) FROM others)"
+    return int(_one_row(cursor, f"SELECT count(*) - {looked_at} AS n FROM {table.qualified}")["n"])
 
 
 def _collect_failures(

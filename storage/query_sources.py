@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
 from storage.ids import content_id
-from storage.lake import Lake, LakeError, Transaction
+from storage.lake import Lake, Transaction
 from storage.query_files import SCORES
 from storage.tables import INGESTION_FAILURES, QUERY_FILES, QUERY_LINES, RAW_PROMPTS, TAKEN_DOWN, quoted
 
@@ -50,19 +49,9 @@ class Kind(StrEnum):
 @contextmanager
 def one_at_a_time(lake: Lake) -> Iterator[None]:
     """Keeps other ingestions into this lake waiting: what one of them has half written, another must not clear away.
-    The lock is the operating system's: it is free again when its holder dies."""
-    lock = FileLock(lake.folder / "ingestion.lock", timeout=LONGEST_WAIT)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise LakeError(
-            f"another process has been taking files into the lake in {lake.folder} for over {LONGEST_WAIT:g} seconds; "
-            "wait for it to end or stop it"
-        ) from error
-    try:
+    The lock is free again when its holder dies."""
+    with lake.locked("ingestion", LONGEST_WAIT):
         yield
-    finally:
-        lock.release()
 
 
 def storable(name: str) -> str:

@@ -21,14 +21,15 @@ from typing import Protocol, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage.content import data_version
+from storage.content import data_version, noted_version
 from storage.ids import content_id
 from storage.lake import Lake, Transaction, checked_rows
 from storage.other_runs import OtherRuns
 from storage.plan import Mode, Plan, RefreshConfig, RefreshError, plan
 from storage.rebuild import Report, rebuild
 from storage.recipe import Recipe, remember, stamped
-from storage.tables import FAILURES, RECIPES, THROUGHPUT, Table, quoted
+from storage.scope import note_refresh
+from storage.tables import FAILURES, RECIPES, REFRESHES, THROUGHPUT, Table, quoted
 
 __all__ = [
     "BatchFunction",
@@ -168,10 +169,11 @@ def refresh(
     progress: Callable[[Progress], None] = lambda _: None,
     announce: Callable[[Plan], None] = lambda _: None,
     lost: Collection[str] = (),
+    by_query: bool = False,
 ) -> Report:
     """Bring the table up to date with its inputs and recipe.
 
-    `inputs`, `lost`: as for `plan`. `function` gets a batch of input rows and returns a BatchResult whose
+    `inputs`, `lost`, `by_query`: as for `plan`. `function` gets a batch of input rows and returns a BatchResult whose
     rows have the table's own columns and input_id; the lineage columns are added here. Each batch is
     committed on its own, a stale row being replaced in the commit that writes its successor, so that a killed
     run resumes from its last batch and readers never miss a row. Rows of gone inputs are removed
@@ -190,9 +192,9 @@ def refresh(
     different places, so that little is done twice. FULL, which wants everything anew, and lost rows are not shared.
     """
     config = config or RefreshConfig()
-    lake.create(table, RECIPES, FAILURES, THROUGHPUT)
+    lake.create(table, RECIPES, FAILURES, THROUGHPUT, REFRESHES)
     others = OtherRuns(lake, table, recipe)
-    planned = plan(lake, table, inputs, recipe, config, lost=lost, run_id=run_id)
+    planned = plan(lake, table, inputs, recipe, config, lost=lost, run_id=run_id, by_query=by_query)
     announce(planned)
     work = _Work(lake, table, inputs, recipe, config, run_id, planned, others, lost)
     work.compute(function, mapper, progress)
@@ -201,6 +203,7 @@ def refresh(
         # What is superfluous has changed, too.
         work.planned_end = plan(lake, table, inputs, recipe, config, run_id=run_id)
     removed = work.clear_away()
+    work.note_if_complete()
     if work.commits >= SMALL_COMMITS:
         lake.compact(table)
     return work.report(removed)
@@ -532,6 +535,14 @@ class _Work:
             **relations,
         )
 
+    def note_if_complete(self) -> None:
+        """So that the next refresh needs to look at what changes from now on only."""
+        planned = self.planned
+        if self.others.met or self.failures or self.config.mode is Mode.APPEND or not planned.does_all:
+            return
+        if planned.asked and not planned.untouched:
+            note_refresh(self.lake, self.table, self.recipe, planned.asked, saw=planned.saw, mark=self.others.mark)
+
     def report(self, removed: int) -> Report:
         return Report(
             total=self.lake.count(self.table),
@@ -543,7 +554,7 @@ class _Work:
             given_up=self._given_up(),
             seconds=self.seconds,
             rows_per_second=self._computed / self.seconds if self.seconds > 0 else None,
-            data_version=data_version(self.lake, self.table),
+            data_version=noted_version(self.lake, self.table),
             snapshot=self.lake.snapshot(),
         )
 

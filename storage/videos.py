@@ -1,7 +1,8 @@
 """The video store: clips as files named by their own hash.
 
 Here: encoding, decoding, naming, checking and removing video files. The tables hold the references
-(`uri`, `sha256`); which video belongs to which prompt is theirs to know.
+(`uri`, `sha256`); which video belongs to which prompt is theirs to know. Where the files lie besides a folder of this
+machine is `storage.remote_files`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +22,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from storage.remote_files import RemoteFiles
 
 Frames: TypeAlias = npt.NDArray[np.uint8]
 """uint8, (frames, height, width, 3), RGB."""
@@ -54,13 +58,18 @@ class VideoStore:
     `format`: "webp" is lossless and suits tiny clips; "mp4" (h264, yuv420p, lossy) suits the rest and needs
     an even width and height. Either is read, whatever the format chosen for writing. The same frames at the
     same speed give the same webp file, so storing twice is storing once; for mp4 that is likely, not promised.
+
+    `remote`: an object store that several machines share. It holds the videos then, under the same names, and `root`
+    is a cache of this machine: it may be emptied at any time, and is filled with what is read. Every method that has to
+    ask the object store raises ObjectStoreError if that is away.
     """
 
-    def __init__(self, root: Path, format: VideoFormat = "webp") -> None:
+    def __init__(self, root: Path, format: VideoFormat = "webp", remote: RemoteFiles | None = None) -> None:
         if format not in ("webp", "mp4"):
             raise ValueError(f"unknown video format {format!r}: use webp or mp4")
         self.root = Path(root)
         self.format = format
+        self.remote = remote
 
     def put(self, frames: Frames, fps: float) -> VideoFile:
         """Store a clip. `frames`: uint8 (frames, height, width, 3). ValueError for anything else."""
@@ -69,6 +78,8 @@ class VideoStore:
         sha256 = hashlib.sha256(content).hexdigest()
         uri = f"{sha256[:2]}/{sha256[2:4]}/{sha256}.{self.format}"
         _write(self.root / uri, content)
+        if self.remote:  # always, so that it is young and delete_unreferenced leaves it for its new row
+            self.remote.put(uri, content)
         count, height, width, _ = frames.shape
         return VideoFile(uri, sha256, len(content), int(width), int(height), int(count), float(fps))
 
@@ -77,11 +88,16 @@ class VideoStore:
 
         CorruptVideo if the file is missing, truncated or not of this hash."""
         file = self.path(uri)
+        if self.remote and hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest() != sha256:
+            file.unlink(missing_ok=True)  # the copy is damaged; the original may be well
+            file = self.path(uri)
         try:
             content = file.read_bytes()
         except OSError as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
-            raise CorruptVideo(f"video {uri} {reason} in {self.root}; a refresh renders it again") from error
+            raise CorruptVideo(
+                f"video {uri} {reason} in {self.remote or self.root}; a refresh renders it again"
+            ) from error
         found = hashlib.sha256(content).hexdigest()
         if found != sha256:
             raise CorruptVideo(
@@ -94,20 +110,41 @@ class VideoStore:
             raise CorruptVideo(f"video {uri} cannot be decoded: {error}") from error
 
     def path(self, uri: str) -> Path:
-        """Where the file of a uri lies. ValueError for what is no uri of a store, such as ``../x``."""
+        """Where the file of a uri lies on this machine; it is fetched if it is not there yet. ValueError for what is no
+        uri of a store, such as ``../x``."""
+        file = self._file(uri)
+        if self.remote and not file.exists():
+            with suppress(FileNotFoundError):
+                self.remote.fetch(uri, file)
+        return file
+
+    def _file(self, uri: str) -> Path:
         if not _URI.fullmatch(uri):
             raise ValueError(f"{uri[:200]!r} is no uri of a video store (ab/cd/<sha256>.webp)")
         return self.root / uri
 
     def is_intact(self, uri: str, size: int, sha256: str | None = None) -> bool:
-        """Whether the file is there and has its size in bytes: a quick look. With `sha256` it is read, too."""
-        file = self.path(uri)
+        """Whether the file is there and has its size in bytes: a quick look. With `sha256` it is read, too,
+        unless it lies in an object store, which answers for what it holds."""
+        file = self._file(uri)
+        if self.remote:
+            found = self.remote.look(uri)
+            return found is not None and found.size == size
         try:
             if file.stat().st_size != size:
                 return False
             return sha256 is None or hashlib.sha256(file.read_bytes()).hexdigest() == sha256
         except OSError:
             return False
+
+    def lost(self, files: Iterable[tuple[str, str, int, str | None]]) -> list[str]:
+        """Keys of the files (key, uri, size, sha256 or None) that are not intact; see `is_intact`. An object store is
+        asked for a list of all it has, not for each file."""
+        if self.remote is None:
+            return [key for key, uri, size, sha256 in files if not self.is_intact(uri, size, sha256)]
+        wanted = list(files)
+        sizes = {found.name: found.size for found in self.remote.list()} if wanted else {}
+        return [key for key, uri, size, _ in wanted if sizes.get(uri) != size]
 
     def delete_unreferenced(self, uris_in_use: Collection[str], *, older_than_seconds: float = 3600.0) -> int:
         """Remove files that no row refers to, and unfinished ones. How many were removed.
@@ -122,6 +159,12 @@ class VideoStore:
         """What `delete_unreferenced` would remove: files with their bytes."""
         in_use = set(uris_in_use)
         found = []
+        if self.remote:
+            return [
+                (self.root / file.name, file.size)
+                for file in self.remote.list()
+                if _URI.fullmatch(file.name) and file.name not in in_use and file.is_older_than(older_than_seconds)
+            ]
         for file in self.root.glob("??/??/*"):
             if file.relative_to(self.root).as_posix() not in in_use:
                 size = _size_if_old(file, older_than_seconds)
@@ -133,7 +176,15 @@ class VideoStore:
         """Remove files that `unreferenced` found; one that was stored again since is young, and stays."""
         removed = 0
         for file, _ in files:
-            if _size_if_old(file, older_than_seconds) is not None:
+            if self.remote:
+                uri = file.relative_to(self.root).as_posix()
+                there = self.remote.look(uri)
+                if there is None or not there.is_older_than(older_than_seconds):
+                    continue
+                self.remote.delete(uri)
+                file.unlink(missing_ok=True)
+                removed += 1
+            elif _size_if_old(file, older_than_seconds) is not None:
                 file.unlink(missing_ok=True)
                 removed += 1
         return removed

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import yaml
 from dagster import DagsterInstance, DagsterRunStatus
 
 from storage.checkpoints import CheckpointManifest
-from storage.tables import DRAFTS, QUERIES, RAW_PROMPTS
+from storage.tables import DRAFTS, QUERIES, RAW_PROMPTS, THROUGHPUT, VIDEOS
 from tests.conftest import Vpo, vpo_process
 from tests.hand_filled import DPO, HOSTILE, QUERY_ID, SFT, fill, fill_evaluation
 from tests.tiny_model import save_tiny_model
@@ -70,6 +71,39 @@ def test_ingest_goes_on_after_a_file_it_cannot_read(vpo: Vpo, platform: Platform
 def test_a_file_without_a_single_good_row_is_an_error(vpo: Vpo, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("5\n")
     assert vpo("ingest", str(tmp_path / "bad.jsonl")).exit_code == 2
+
+
+def test_metrics_are_what_prometheus_reads(vpo: Vpo, platform: Platform, tmp_path: Path) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    fill(platform, tmp_path)
+    with platform.lake.write({"text": "test"}) as transaction:
+        for at, rows in (("2026-01-01", 5), ("2026-01-02", 7)):
+            transaction.execute(
+                f"INSERT INTO {THROUGHPUT.qualified} VALUES (?, 'drafts', 'r', ?, 3.5, ?::TIMESTAMPTZ)",
+                [at, rows, f"{at} 00:00:00+00"],
+            )
+    result = vpo("metrics")
+    assert result.exit_code == 0
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(result.stdout)
+        for sample in family.samples
+    }
+    assert found["vpo_rows", "drafts"] == platform.lake.count(DRAFTS) > 0
+    assert found["vpo_rows", "shapes.videos"] == platform.lake.count(VIDEOS.at("shapes"))
+    assert found["vpo_last_refresh_rows", "drafts"] == 7
+    assert found["vpo_last_refresh_seconds", "drafts"] == 3.5
+    assert found["vpo_last_refresh_timestamp_seconds", "drafts"] == datetime(2026, 1, 2, tzinfo=UTC).timestamp()
+    assert found["vpo_checkpoints", "sft", ""] >= 1
+    assert found["vpo_home_free_bytes",] > 0
+    file = tmp_path / "vpo.prom"
+    assert vpo("metrics", "--out", str(file)).exit_code == 0
+    assert file.read_text().startswith("# HELP vpo_rows ")
+    assert [other.name for other in tmp_path.glob("vpo.prom*")] == ["vpo.prom"]
+    missing = vpo("metrics", "--out", str(tmp_path / "nowhere" / "vpo.prom"))
+    assert missing.exit_code == 2
+    assert "nowhere" in missing.stderr
 
 
 def test_sql_answers_in_a_table_and_as_csv(vpo: Vpo, platform: Platform, tmp_path: Path) -> None:
@@ -327,7 +361,7 @@ def test_a_killed_run_is_cleared_away_by_the_next(home: Path, tmp_path: Path, mo
     monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))
     hang = (
         "import time; from storage import ingestion; import vpo_assets.prompts as prompts; "
-        "prompts.ingest = lambda *_: (print('HANGING', flush=True), time.sleep(600)); "
+        "prompts.ingest = lambda *_, **__: (print('HANGING', flush=True), time.sleep(600)); "
         "import sys; sys.argv = ['vpo', 'materialize', 'raw_prompts']; "
         "from vpo_assets.command_line import main; main()"
     )

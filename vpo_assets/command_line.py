@@ -227,6 +227,21 @@ def maintain(
 
 
 @app.command()
+def metrics(
+    out: Annotated[
+        Path | None, typer.Option(help="Replace this file instead, for the textfile collector of node_exporter.")
+    ] = None,
+) -> None:
+    """Rows, quarantine, pace and last refresh of every table, as Prometheus reads them."""
+    from vpo_assets.metrics_text import metrics_text, write_metrics
+
+    if out is None:
+        typer.echo(metrics_text(_platform()), nl=False)
+    else:
+        write_metrics(_platform(), out)
+
+
+@app.command()
 def sql(
     query: Annotated[str, typer.Argument(help="One SELECT, such as `SELECT * FROM shapes.videos LIMIT 5`.")],
     csv: Annotated[bool, typer.Option("--csv", help="Comma-separated values instead of a table.")] = False,

@@ -73,8 +73,11 @@ def build_evaluation(branch: Branch) -> EvaluationBranch:
     prompts = RowStep(
         table=prompts_table,
         inputs=lambda platform: _prompt_inputs(platform, target, training),
+        by_query=lambda platform: not platform.target(target).evaluation.limit,
         recipe=lambda _: {},  # what decides a prompt is another matter for each method, and part of its input id
-        work=lambda platform, rows: _write_prompts(platform, target, training, rows),
+        work=lambda platform, rows: _write_prompts(platform, target, rows),
+        stage="prompts",
+        backends=lambda profile: (profile.language_model, profile.trained_model),
         batch_size=lambda platform: platform.profile.refresh.text_batch,
     )
     critiques = critique_step(critiques_table, prompts)
@@ -90,7 +93,7 @@ def build_evaluation(branch: Branch) -> EvaluationBranch:
     figures = SetStep(
         table=EVALUATION.at(target),
         recipe=lambda platform: {"policies": list(_policies(platform, training).values())},
-        work=lambda platform: _evaluate(platform, target, training, videos),
+        work=lambda platform, _: _evaluate(platform, target, training, videos),
         reads=(prompts, critiques, videos, rewards),
         faults=lambda platform: _other_policies(platform, prompts, training),
     )
@@ -165,13 +168,13 @@ def _quoted_or_null(checkpoint_id: str | None) -> str:
     return "NULL" if checkpoint_id is None else f"'{checkpoint_id}'"
 
 
-def _write_prompts(platform: Platform, target: str, training: Training, rows: Sequence[Row]) -> list[Made]:
+def _write_prompts(platform: Platform, target: str, rows: Sequence[Row]) -> list[Made]:
     """Each row's prompt by its method."""
     made: dict[str, Made] = {}
     ordered = sorted(rows, key=lambda row: str(row["method"]))
     for method, group in groupby(ordered, key=lambda row: str(row["method"])):
         some = list(group)
-        written = _written_by(platform, target, training, method, some)
+        written = _written_by(platform, target, method, some)
         made |= {row["input_id"]: one for row, one in zip(some, joined(some, written, _eval_prompt), strict=True)}
     return [made[row["input_id"]] for row in rows]
 
@@ -187,15 +190,12 @@ def _eval_prompt(row: Row, written: Row) -> Row:
     }
 
 
-def _written_by(
-    platform: Platform, target: str, training: Training, method: str, rows: Sequence[Row]
-) -> list[Outcome[Row]]:
+def _written_by(platform: Platform, target: str, method: str, rows: Sequence[Row]) -> list[Outcome[Row]]:
     if method == "original":
         return [{"prompt": row["query"]} for row in rows]
     if method == "few_shot":
         return few_shot_prompts(platform, rows)
-    trained = SFT_TRAINING if method == "sft" else training
-    return policy_prompts(platform, trained.trained(platform), rows, platform.target(target).evaluation.sampling)
+    return policy_prompts(platform, str(rows[0]["policy"]), rows, platform.target(target).evaluation.sampling)
 
 
 def _other_policies(platform: Platform, prompts: RowStep, training: Training) -> list[str]:

@@ -31,6 +31,8 @@ def video_step(
         inputs=lambda platform: filmed(prompts, seeds(platform), platform.profile.seed),
         recipe=lambda platform: film_recipe(platform, target),
         work=lambda platform, rows: film(platform, target, rows),
+        stage="videos",
+        backends=lambda profile: (profile.targets[target].video_generator,),
         batch_size=lambda platform: platform.profile.refresh.video_batch,
         lost=lambda platform: lost_videos(platform, videos, rewards),
         reads=(source,),
@@ -44,6 +46,8 @@ def reward_step(target: str, rewards: Table, videos: RowStep) -> RowStep:
         inputs=lambda _: rewarded(videos.table.qualified, QUERIES.qualified),
         recipe=lambda platform: reward_recipe(platform, target),
         work=lambda platform, rows: reward(platform, target, rows),
+        stage="rewards",
+        backends=lambda profile: (profile.targets[target].video_reward,),
         batch_size=lambda platform: platform.profile.refresh.video_batch,
         reads=(videos,),
     )
@@ -97,7 +101,7 @@ def lost_videos(platform: Platform, videos: Table, rewards: Table) -> Collection
         "SELECT v.input_id, v.uri, v.bytes, CASE WHEN r.video_id IS NULL THEN v.sha256 END AS sha256 "
         f"FROM {videos.qualified} AS v LEFT JOIN {rewards.qualified} AS r USING (video_id)"
     ).to_pylist()
-    return [row["input_id"] for row in rows if not platform.videos.is_intact(row["uri"], row["bytes"], row["sha256"])]
+    return platform.videos.lost((row["input_id"], row["uri"], row["bytes"], row["sha256"]) for row in rows)
 
 
 def rewarded(videos_table: str, queries_table: str) -> str:

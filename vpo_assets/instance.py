@@ -4,6 +4,7 @@ Belongs here: the folder and configuration of the instance, the pool that keeps 
 clearing away of runs whose process is gone. Does not belong here: starting runs (running.py).
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +13,33 @@ from pathlib import Path
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 
 from resources.settings import Profile
+from resources.shared_storage import SQLITE
 from vpo_assets.table_assets import GPU_POOL
 
 GPU_SLOTS = 1
 
 # Paths are left to DAGSTER_HOME, so that the folder may be moved.
-_CONFIGURATION = """\
-# Written once; yours to change. See https://docs.dagster.io/deployment/oss/oss-instance-configuration
-storage:
+_HERE = """\
   sqlite:
     base_dir:
       env: DAGSTER_HOME
-concurrency:
+"""
+# Without a password: libpq takes it from PGPASSWORD, or from ~/.pgpass.
+_IN_POSTGRES = """\
+  postgres:
+    postgres_url: {address}
+"""
+_CONFIGURATION = """\
+# Written once; yours to change. See https://docs.dagster.io/deployment/oss/oss-instance-configuration
+storage:
+{storage}concurrency:
   pools:
     # Each step that uses the pool `gpu` waits for a slot, whoever started its run. A pool without a limit has none.
     granularity: op
+# What steps print is kept in files, which the UI shows; no process beside a run repeats it on the terminal.
+compute_logs:
+  module: vpo_assets.compute_logs
+  class: FileComputeLogs
 run_monitoring:
   enabled: true
   free_slots_after_run_end_seconds: 30
@@ -48,15 +61,25 @@ class PoolNotProvisioned(RuntimeError):
 
 
 def dagster_home(profile: Profile) -> Path:
-    """The instance's folder, under the profile's home, with its configuration; an existing one is left as it is."""
+    """The instance's folder, under the profile's home, with its configuration. One that somebody has changed is left as
+    it is."""
     folder = profile.home / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / "dagster.yaml"
-    if not configuration.exists():
+    here, wanted = _configuration(SQLITE), _configuration(profile.run_storage)
+    if not configuration.exists() or (wanted != here and configuration.read_text(encoding="utf-8") == here):
         unfinished = folder / f"dagster.yaml.{os.getpid()}"
-        unfinished.write_text(_CONFIGURATION, encoding="utf-8")
+        unfinished.write_text(wanted, encoding="utf-8")
         unfinished.replace(configuration)
     return folder
+
+
+def _configuration(run_storage: str) -> str:
+    if run_storage == SQLITE:
+        return _CONFIGURATION.format(storage=_HERE)
+    # The driver that dagster-postgres brings; SQLAlchemy would look for its successor.
+    address = f"postgresql+psycopg2://{run_storage.partition('://')[2]}"
+    return _CONFIGURATION.format(storage=_IN_POSTGRES.format(address=json.dumps(address)))
 
 
 @contextmanager
@@ -68,7 +91,8 @@ def prepared_instance(profile: Profile) -> Iterator[DagsterInstance]:
     os.environ["DAGSTER_HOME"] = str(dagster_home(profile))
     with DagsterInstance.get() as instance:
         provision_pool(instance, GPU_POOL, GPU_SLOTS)
-        clear_dead_runs(instance)
+        if profile.run_storage == SQLITE:  # elsewhere, processes of other machines would look as if they were gone
+            clear_dead_runs(instance)
         yield instance
 
 
@@ -94,7 +118,7 @@ def clear_dead_runs(instance: DagsterInstance) -> list[str]:
     """
     cleared = []
     for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING])):
-        process = _process_of(instance, run)
+        process = process_of(instance, run)
         if process is None or _is_alive(*process):
             continue
         instance.report_run_failed(run, f"The run's process ({process[0]}) is gone: it was killed, or crashed.")
@@ -103,7 +127,7 @@ def clear_dead_runs(instance: DagsterInstance) -> list[str]:
     return cleared
 
 
-def _process_of(instance: DagsterInstance, run: DagsterRun) -> tuple[int, float] | None:
+def process_of(instance: DagsterInstance, run: DagsterRun) -> tuple[int, float] | None:
     """Process id of a run and the time it said so, by the first event that names one."""
     for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
         if entry.dagster_event is not None:

@@ -84,11 +84,11 @@ def needed_snapshots(lake: Lake, store: CheckpointStore, home: Path) -> set[int]
     rows = lake.query(f"SELECT checkpoint_id, snapshots FROM {CHECKPOINTS.qualified}").to_pylist()
     recorded = {row["checkpoint_id"]: json.loads(row["snapshots"] or "{}") for row in rows}
     needed: set[int] = set()
-    for folder in store.root.glob("*"):
+    for name in store.ids():
         try:
-            inputs = store.load(folder.name, verify=False)[1].inputs
+            inputs = store.manifest(name).inputs if store.remote else store.load(name, verify=False)[1].inputs
         except BrokenCheckpoint:  # it may be mended from a copy yet
-            inputs = _readable_inputs(store, folder.name) or recorded.get(folder.name, {})
+            inputs = _readable_inputs(store, name) or recorded.get(name, {})
         except ValueError:  # no checkpoint's name
             continue
         needed |= {int(snapshot) for snapshot in inputs.values()}

@@ -5,19 +5,23 @@ any step of the method.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from ml import templates
 from ml.drafting import Example, load_examples
-from resources.compute import build_compute
+from resources.backend_settings import Section
+from resources.compute import build_mapper
+from resources.compute_settings import Stage
 from resources.judge import Judge, build_judge
 from resources.language_model import LanguageModel
 from resources.models import build_language_model, model_name, model_path
 from resources.query_locations import located
+from resources.ray_compute import RayMapper
 from resources.settings import BUNDLED, Profile, TargetSettings, load_profile
+from resources.shared_storage import checkpoint_store, lake_place, video_store
 from resources.trainer import TrlTrainer, build_trainer
 from resources.video_generator import VideoGenerator, build_video_generator
 from resources.video_reward import VideoReward, build_video_reward
@@ -37,6 +41,11 @@ class Platform:
 
     profile: Profile
     _policies: dict[str, LanguageModel] = field(default_factory=dict, repr=False)
+    _mappers: list[Mapper] = field(default_factory=list, repr=False)
+
+    def __reduce__(self) -> tuple[Callable[[Profile], "Platform"], tuple[Profile]]:
+        """To another process it goes as its profile; what it has opened or loaded stays here."""
+        return type(self), (self.profile,)
 
     @classmethod
     def from_environment(cls) -> "Platform":
@@ -52,7 +61,7 @@ class Platform:
     def lake(self) -> Lake:
         """The lake, with every table of the graph in it."""
         self.home.mkdir(parents=True, exist_ok=True)
-        lake = Lake(self.home / "lake")
+        lake = Lake(lake_place(self.home, self.profile.lake, self.profile.object_store))
         branches = [table.at(target) for target in self.profile.targets for table in tables.BRANCH]
         lake.create(*tables.TRUNK, *branches, *tables.BOOKKEEPING)
         return lake
@@ -60,12 +69,12 @@ class Platform:
     @cached_property
     def videos(self) -> VideoStore:
         """The files that the video tables refer to."""
-        return VideoStore(self.home / "videos")
+        return video_store(self.home, self.profile.videos, self.profile.object_store)
 
     @cached_property
     def checkpoints(self) -> CheckpointStore:
         """The trained prompt optimizers."""
-        return CheckpointStore(self.home / "checkpoints")
+        return checkpoint_store(self.home, self.profile.checkpoints, self.profile.object_store)
 
     @cached_property
     def language_model(self) -> LanguageModel:
@@ -106,10 +115,10 @@ class Platform:
         """SFT and DPO."""
         return build_trainer(self.profile.trainer)
 
-    @cached_property
-    def compute(self) -> Mapper:
-        """Where batches are worked on."""
-        return build_compute(self.profile.compute)
+    def mapper(self, stage: Stage, backends: Sequence[Section]) -> Mapper:
+        """Where batches of a stage are worked on that needs these backends."""
+        self._mappers.append(build_mapper(self.profile.compute, stage, backends, self.home))
+        return self._mappers[-1]
 
     @cached_property
     def video_generators(self) -> Mapping[str, VideoGenerator]:
@@ -152,7 +161,11 @@ class Platform:
         return located([str(BUNDLED_QUERIES) if name == BUNDLED else name for name in self.profile.queries.files])
 
     def release(self) -> None:
-        """Free the memory of every model that was loaded; each loads again when it is needed."""
+        """Free the memory of every model that was loaded, here or in workers; each loads again when it is needed."""
+        for mapper in self._mappers:
+            if isinstance(mapper, RayMapper):
+                mapper.close()
+        self._mappers.clear()
         loaded: list[LanguageModel | VideoGenerator | VideoReward | Judge] = list(self._policies.values())
         built = vars(self)
         loaded += [built[name] for name in ("language_model", "judge") if name in built]

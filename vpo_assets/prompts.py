@@ -13,12 +13,13 @@ import pyarrow as pa
 from dagster import AssetExecutionContext, DataVersion, MaterializeResult, MetadataValue, ResourceParam, asset
 
 from ml.curation import clean, curate
-from storage.content import data_version
+from storage.content import noted_version
 from storage.inbox import InboxReport, ingest_inbox
 from storage.ingestion import IngestReport, bring_back, ingest
 from storage.query_files import SCORES
 from storage.query_sources import Kind, let_go
-from storage.tables import INGESTION_FAILURES, QUERIES, RAW_PROMPTS
+from storage.scope import Scope
+from storage.tables import BRANCH, INGESTION_FAILURES, QUERIES, RAW_PROMPTS
 from storage.take_down import TakeDown, TakeDownReport, apply_take_down, folded, load_take_down, summary
 from vpo_assets.metadata import column_schema, preview
 from vpo_assets.platform import Platform
@@ -58,7 +59,7 @@ def raw_prompts(context: AssetExecutionContext, platform: ResourceParam[Platform
     if sources.inbox.unreadable:
         rows = [{"file": file, "error": error} for file, error in sources.inbox.unreadable]
         metadata["unreadable_files"] = MetadataValue.md(markdown_table(rows))
-    return MaterializeResult(metadata=metadata, data_version=DataVersion(data_version(platform.lake, RAW_PROMPTS)))
+    return MaterializeResult(metadata=metadata, data_version=DataVersion(noted_version(platform.lake, RAW_PROMPTS)))
 
 
 @dataclass(frozen=True)
@@ -147,18 +148,26 @@ def _folded(text: str) -> str:
     return folded(clean(text))
 
 
-def curated_queries(platform: Platform) -> tuple[pa.Table, dict[str, Any]]:
-    """Every raw prompt with its cleaned text, split and safety, or the reason it is not used."""
+def curated_queries(platform: Platform, scope: Scope) -> tuple[pa.Table, dict[str, Any]]:
+    """Every raw prompt with its cleaned text, split and safety, or the reason it is not used. Duplicates are looked for
+    among all, so that all are curated whenever one changes.
+
+    No query left is a result only where those that were there have been taken out; else NoQueries.
+    """
+    del scope
     raw = platform.lake.read(RAW_PROMPTS, columns=["query_id", "text", *SCORES])
-    if raw.num_rows == 0:
+    emptied = _all_removed(platform)
+    if raw.num_rows == 0 and not emptied:
         raise NoQueries(
             "there are no queries to curate: name files in the profile's queries.files or run `vpo ingest FILE`"
         )
     result = curate(raw, platform.profile.queries.curation)
     *dropped, (_, kept) = result.funnel
-    if kept == 0:
+    if kept == 0 and not emptied:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped if count)
         raise NoQueries(f"curation dropped every one of {raw.num_rows} queries ({reasons}); see queries.curation")
+    if kept == 0:
+        _empty_branches(platform)
     left = raw.num_rows
     steps = [("read", left)]
     for reason, count in dropped:
@@ -180,10 +189,36 @@ def curated_queries(platform: Platform) -> tuple[pa.Table, dict[str, Any]]:
     return result.rows, figures
 
 
+def _all_removed(platform: Platform) -> bool:
+    """Whether queries were kept before and every one of them has been taken out since: then none left is what was
+    asked for, and must go downstream. That the settings drop all is more likely a mistake."""
+    (row,) = platform.lake.query(
+        f"SELECT count(*) AS kept, count(r.query_id) AS there FROM {QUERIES.qualified} AS q "
+        f"LEFT JOIN {RAW_PROMPTS.qualified} AS r ON q.query_id = r.query_id WHERE q.keep"
+    ).to_pylist()
+    return bool(row["kept"] and not row["there"])
+
+
+def _empty_branches(platform: Platform) -> None:
+    """Take the removed queries' rows out of every branch at once: its own assets are not reached any more, since a run
+    ends at the first checkpoint, which has nothing to learn from."""
+    tables = [
+        table.at(target)
+        for target in platform.profile.targets
+        for table in BRANCH
+        if "query_id" in {column.name for column in table.columns}
+    ]
+    platform.lake.create(*tables)
+    with platform.lake.write({"asset": QUERIES.label, "text": "no query is left"}) as transaction:
+        for table in tables:
+            transaction.execute(f"DELETE FROM {table.qualified}")
+
+
 QUERIES_STEP = SetStep(
     table=QUERIES,
     recipe=lambda platform: {"curation": platform.profile.queries.curation.model_dump(mode="json")},
     work=curated_queries,
+    sources=(RAW_PROMPTS,),
 )
 
 queries = set_asset(

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from storage.ids import content_id
+from storage.scope import Scope, read_narrowed
 from storage.tables import DRAFT_CRITIQUES, DRAFTS, QUERIES, SFT_DATASET
 from vpo_assets.platform import Platform
 from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
@@ -43,8 +44,11 @@ def _draft(row: Row, written: Row) -> Row:
 DRAFTS_STEP = RowStep(
     table=DRAFTS,
     inputs=draft_inputs,
+    by_query=lambda platform: not platform.profile.drafts.limit,
     recipe=few_shot_recipe,
     work=write_drafts,
+    stage="prompts",
+    backends=lambda profile: (profile.language_model,),
     batch_size=lambda platform: platform.profile.refresh.text_batch,
 )
 
@@ -67,14 +71,18 @@ draft_critiques = row_asset(
 )
 
 
-def sft_examples(platform: Platform) -> tuple[pa.Table, dict[str, Any]]:
+_SFT_SOURCES = (DRAFTS, DRAFT_CRITIQUES, QUERIES)
+
+
+def sft_examples(platform: Platform, scope: Scope) -> tuple[pa.Table, dict[str, Any]]:
     """A conversation a query: the request, answered by the draft, or by its refinement where it is flawed."""
-    critiques = platform.lake.query(
+    sql = (
         "SELECT c.query_id, c.prompt_id, q.query, c.aligned, coalesce(c.refined, c.prompt) AS answer "
         f"FROM {DRAFT_CRITIQUES.qualified} AS c JOIN {QUERIES.qualified} AS q USING (query_id) "
         f"WHERE c.prompt_id IN (SELECT prompt_id FROM {DRAFTS_STEP.present(platform)}) "
         "AND (c.aligned OR c.refined IS NOT NULL) ORDER BY c.query_id"
-    ).to_pylist()
+    )
+    critiques = read_narrowed(platform.lake, sql, _SFT_SOURCES, scope).to_pylist()
     template = platform.template("optimize")
     examples = [
         {
@@ -88,21 +96,25 @@ def sft_examples(platform: Platform) -> tuple[pa.Table, dict[str, Any]]:
         }
         for row in critiques
     ]
-    kept = sum(example["origin"] == "draft" for example in examples)
-    figures = {
-        "origins": [
-            {"origin": "draft", "examples": kept},
-            {"origin": "refined", "examples": len(examples) - kept},
-        ]
-    }
-    return own_columns(SFT_DATASET, examples), figures
+    return own_columns(SFT_DATASET, examples), {}
+
+
+def _origins(platform: Platform) -> dict[str, Any]:
+    counts = f"SELECT origin, count(*) AS examples FROM {SFT_DATASET.qualified} GROUP BY ALL ORDER BY ALL"
+    return {"origins": platform.lake.query(counts)}
 
 
 SFT_DATASET_STEP = SetStep(
     table=SFT_DATASET,
-    recipe=lambda platform: {"template": platform.template("optimize").hash},
+    recipe=lambda platform: {
+        "template": platform.template("optimize").hash,
+        "drafts": DRAFTS_STEP.full_recipe(platform).id,
+    },
     work=sft_examples,
     reads=(DRAFTS_STEP, DRAFT_CRITIQUES_STEP),
+    sources=_SFT_SOURCES,
+    by_query=True,
+    figures=_origins,
 )
 
 sft_dataset = set_asset(

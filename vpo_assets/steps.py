@@ -10,7 +10,10 @@ from typing import Any, TypeAlias, TypeVar
 
 import pyarrow as pa
 
+from resources.backend_settings import Section
+from resources.compute_settings import Stage
 from resources.outcome import Failed, Outcome, Skipped
+from resources.settings import Profile
 from storage.ids import seed_of
 from storage.plan import Plan
 from storage.recipe import JSON
@@ -26,8 +29,9 @@ from storage.refresh import (
     rebuild,
     refresh,
 )
+from storage.scope import Scope
 from storage.tables import LINEAGE_NAMES, Table
-from vpo_assets.platform import Platform
+from vpo_assets.platform import Platform, quiet_libraries
 
 Row: TypeAlias = dict[str, Any]
 """One row of a table as a dict from column to value."""
@@ -80,12 +84,18 @@ class RowStep(Step):
     """A step that makes its rows one by one: each input row gives one output row, now or never again.
 
     `inputs` is a SELECT over the lake with a column input_id; `work` maps input rows to output rows, in order, without
-    lineage columns, or says why a row has none.
+    lineage columns, or says why a row has none. `by_query`: the inputs of a query depend on that query's rows alone, as
+    they do where no limit picks some queries out of all. `stage` says what kind of work it is and `backends` what it
+    needs: both decide where it is done. `work` may be done in another process, on another machine: it reads the stores
+    of videos and checkpoints and adds videos, and leaves the lake alone.
     """
 
     inputs: Callable[[Platform], str | pa.Table]
     work: Callable[[Platform, Sequence[Row]], Sequence[Made]]
+    stage: Stage
+    backends: Callable[[Profile], Sequence[Section]]
     batch_size: Callable[[Platform], int]
+    by_query: Callable[[Platform], bool] = lambda _: True
     lost: Callable[[Platform], Collection[str]] = no_lost_rows
 
     def present(self, platform: Platform) -> str:
@@ -102,6 +112,10 @@ class RowStep(Step):
             "QUALIFY row_number() OVER (PARTITION BY input_id ORDER BY made_at DESC, recipe) = 1)"
         )
 
+    def mapper(self, platform: Platform) -> Mapper:
+        """Where the profile has this work done."""
+        return platform.mapper(self.stage, self.backends(platform.profile))
+
     def plan(self, platform: Platform, config: RefreshConfig) -> Plan:
         """What a refresh would do now."""
         return plan(
@@ -111,6 +125,7 @@ class RowStep(Step):
             self.full_recipe(platform),
             config,
             lost=self.lost(platform),
+            by_query=self.by_query(platform),
         )
 
     def refresh(
@@ -126,46 +141,78 @@ class RowStep(Step):
         """Bring the table up to date; models are freed at the end. `announce` is told the plan before any work;
         `mapper` takes the place of the platform's."""
         columns = pa.schema([pa.field(c.name, c.type) for c in self.table.columns] + [("input_id", pa.string())])
-
-        def work(batch: pa.Table) -> BatchResult:
-            inputs = batch.to_pylist()
-            outcomes = list(zip(inputs, self.work(platform, inputs), strict=True))
-            rows = [{**made, "input_id": row["input_id"]} for row, made in outcomes if isinstance(made, dict)]
-            failures = [Failure(row["input_id"], made.reason) for row, made in outcomes if isinstance(made, Failed)]
-            stopped = next((made.reason for _, made in outcomes if isinstance(made, Skipped)), None)
-            return BatchResult(pa.Table.from_pylist(rows, schema=columns), failures, stopped)
-
         try:
             return refresh(
                 platform.lake,
                 self.table,
                 self.inputs(platform),
                 self.full_recipe(platform),
-                work,
+                StepWork(platform, self.work, columns),
                 config,
                 run_id=run_id,
-                mapper=mapper or platform.compute,
+                mapper=mapper or self.mapper(platform),
                 progress=progress,
                 announce=announce,
                 lost=self.lost(platform),
+                by_query=self.by_query(platform),
             )
         finally:
             platform.release()
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """The work of a row step as a function of a batch. Where it is sent to another process, the platform goes as its
+    profile, and the models load there."""
+
+    platform: Platform
+    work: Callable[[Platform, Sequence[Row]], Sequence[Made]]
+    columns: pa.Schema
+
+    def __call__(self, batch: pa.Table) -> BatchResult:
+        quiet_libraries()
+        inputs = batch.to_pylist()
+        outcomes = list(zip(inputs, self.work(self.platform, inputs), strict=True))
+        rows = [{**made, "input_id": row["input_id"]} for row, made in outcomes if isinstance(made, dict)]
+        failures = [Failure(row["input_id"], made.reason) for row, made in outcomes if isinstance(made, Failed)]
+        stopped = next((made.reason for _, made in outcomes if isinstance(made, Skipped)), None)
+        return BatchResult(pa.Table.from_pylist(rows, schema=self.columns), failures, stopped)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetStep(Step):
     """A step whose rows are a function of a whole set: cheap to compute, and only what changed is written.
 
-    `work` returns rows with the table's own columns, and figures for people to look at.
+    `work` returns rows with the table's own columns, and figures for people to look at. Where `sources` names every
+    table that it reads, it is called only if one of them has changed, or the recipe; and where `by_query`, for the
+    queries that have changed: then the rows of a query depend on that query's rows alone, and figures, which are about
+    all, are left to `figures`.
     """
 
-    work: Callable[[Platform], tuple[pa.Table, dict[str, Any]]]
+    work: Callable[[Platform, Scope], tuple[pa.Table, dict[str, Any]]]
+    sources: tuple[Table, ...] = ()
+    by_query: bool = False
+    figures: Callable[[Platform], dict[str, Any]] | None = None
 
-    def rebuild(self, platform: Platform, run_id: str) -> tuple[Report, dict[str, Any]]:
-        """Compute the rows and write what differs."""
-        rows, figures = self.work(platform)
-        return rebuild(platform.lake, self.table, rows, self.full_recipe(platform), run_id=run_id), figures
+    def rebuild(self, platform: Platform, run_id: str) -> tuple[Report, dict[str, Any] | None]:
+        """Compute the rows and write what differs. No figures: nothing has changed, and they are what they were."""
+        figures: dict[str, Any] | None = None
+
+        def rows(scope: Scope) -> pa.Table:
+            nonlocal figures
+            made, figures = self.work(platform, scope)
+            return made
+
+        report = rebuild(
+            platform.lake,
+            self.table,
+            rows,
+            self.full_recipe(platform),
+            run_id=run_id,
+            reads=self.sources,
+            by_query=self.by_query,
+        )
+        return report, figures if figures is None or self.figures is None else figures | self.figures(platform)
 
 
 def joined(rows: Sequence[Row], outcomes: Sequence[Outcome[T]], make: Callable[[Row, T], Row]) -> list[Made]:

@@ -105,7 +105,7 @@ def row_asset(
             context.log.info(in_one_line(plan))
             planned.update(plan_metadata(plan))
 
-        watched = WatchedWork(platform.compute, lambda: stop_if_disk_is_full(platform, step.asset))
+        watched = WatchedWork(step.mapper(platform), lambda: stop_if_disk_is_full(platform, step.asset))
         progress = _progress_lines(context, step.table)
         report = step.refresh(platform, options, context.run_id, progress, announce=announce, mapper=watched)
         for line in failed_rows(platform, step.table, planned["recipe"]) if report.failed else ():
@@ -145,7 +145,8 @@ def set_asset(
         started = time.monotonic()
         report, figures = step.rebuild(platform, context.run_id)
         computing = max(0.0, time.monotonic() - started - report.seconds)
-        metadata = table_metadata(platform, step.table, report, context.run_id) | dict(figures_metadata(figures))
+        metadata = table_metadata(platform, step.table, report, context.run_id)
+        metadata = {**(_last_metadata(context) if figures is None else figures_metadata(figures)), **metadata}
         metadata |= {
             "recipe": step.full_recipe(platform).id,
             "seconds_in_model": round(computing, 2),
@@ -154,6 +155,13 @@ def set_asset(
         return MaterializeResult(metadata=metadata, data_version=DataVersion(report.data_version))
 
     return materialize
+
+
+def _last_metadata(context: AssetExecutionContext) -> Mapping[str, Any]:
+    """What the asset's last materialization showed."""
+    event = context.instance.get_latest_materialization_event(context.asset_key)
+    shown = event.asset_materialization if event else None
+    return shown.metadata if shown else {}
 
 
 def group(table: Table) -> str:

@@ -20,6 +20,7 @@ from storage.recipe import JSON
 from storage.tables import (
     CANDIDATE_CRITIQUES,
     CANDIDATES,
+    MESSAGES,
     PREFERENCE_PAIRS,
     QUERIES,
     VIDEO_REWARDS,
@@ -30,7 +31,7 @@ from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.provenance import other_base
 from vpo_assets.sft import SFT_TRAINING, split_queries
-from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
+from vpo_assets.steps import Made, Row, RowStep, SetStep, joined
 from vpo_assets.table_assets import row_asset, set_asset
 from vpo_assets.training import Training, checkpoint_asset
 from vpo_assets.writing import critique_step, policy_prompts, policy_recipe, verdict_counts
@@ -68,10 +69,13 @@ def build_branch(target: str) -> Branch:
     candidates = RowStep(
         table=candidates_table,
         inputs=lambda platform: _candidate_inputs(platform, target),
+        by_query=lambda platform: not platform.target(target).candidates.limit,
         recipe=lambda platform: policy_recipe(
             platform, policy_id(platform, target), platform.target(target).candidates.sampling
         ),
         work=lambda platform, rows: _sample(platform, target, rows),
+        stage="prompts",
+        backends=lambda profile: (profile.trained_model,),
         batch_size=lambda platform: platform.profile.refresh.text_batch,
         faults=lambda platform: other_base(platform, policy_id(platform, target)),
     )
@@ -88,7 +92,7 @@ def build_branch(target: str) -> Branch:
     pairs = SetStep(
         table=pairs_table,
         recipe=lambda platform: _pairs_recipe(platform, target),
-        work=lambda platform: _pairs(platform, target, candidates, videos),
+        work=lambda platform, _: _pairs(platform, target, candidates, videos),
         reads=(candidates, critiques, videos, rewards),
     )
     training = Training(
@@ -153,15 +157,16 @@ def build_branch(target: str) -> Branch:
 def _candidate_inputs(platform: Platform, target: str) -> str:
     settings = platform.target(target).candidates
     source = split_queries("dpo", settings.limit)
+    policy = policy_id(platform, target).replace("'", "''")
     return (
-        "SELECT content_id([query_id, query, k::VARCHAR]) AS input_id, query_id, query, k "
+        f"SELECT content_id([query_id, query, k::VARCHAR]) AS input_id, query_id, query, k, '{policy}' AS policy "
         f"FROM ({source}), range({int(settings.per_query)}) AS r(k)"
     )
 
 
 def _sample(platform: Platform, target: str, rows: Sequence[Row]) -> list[Made]:
     """One candidate a row."""
-    policy = trained_policy(platform, target)
+    policy = str(rows[0]["policy"])
     written = policy_prompts(platform, policy, rows, platform.target(target).candidates.sampling)
     return joined(rows, written, lambda row, columns: _candidate(policy, row, columns))
 
@@ -194,11 +199,10 @@ def _pairs(platform: Platform, target: str, sampled: RowStep, filmed: RowStep) -
     queries = lake.read(QUERIES, columns=["query_id", "query"])
     asked = dict(zip(queries["query_id"].to_pylist(), queries["query"].to_pylist(), strict=True))
     template = platform.template("optimize")
-    pairs = [
-        {**pair, "messages": template.messages(query=asked[pair["query_id"]])} for pair in selection.rows.to_pylist()
-    ]
+    messages = [template.messages(query=asked[query_id]) for query_id in selection.rows["query_id"].to_pylist()]
+    pairs = selection.rows.append_column("messages", pa.array(messages, MESSAGES))
     counts = [{"what": name.replace("_", " "), "count": value} for name, value in asdict(selection.counts).items()]
-    return own_columns(PREFERENCE_PAIRS, pairs), {"counts": counts}
+    return pairs.select([column.name for column in PREFERENCE_PAIRS.columns]), {"counts": counts}
 
 
 def score_cube(platform: Platform, rewards_table: Table) -> NDArray[np.float64]:

@@ -54,6 +54,10 @@ class TrainingChanged(RuntimeError):
     """What a training starts from changed while it was being prepared; says what to do."""
 
 
+class NothingToLearn(RuntimeError):
+    """The table that a checkpoint is trained on is empty; says which."""
+
+
 class NotTrained(RuntimeError):
     """A checkpoint that is asked for does not exist yet; says which asset makes it."""
 
@@ -151,6 +155,8 @@ def _train(
     checkpoint_id = training.id_of(recipe)
     data = work / "data.parquet"
     training_file = write_training_file(platform.lake, training.data, snapshot, data)
+    if training_file.rows == 0:
+        raise NothingToLearn(f"{training.data.label} has no rows, so {training.asset_name} has nothing to learn from")
     (work / TRAINING_FILE).write_text(training_file.model_dump_json())
     path = training.base(platform)
     if training.recipe(platform, snapshot).id != recipe.id:

@@ -100,6 +100,8 @@ def critique_step(critiques: Table, prompts: RowStep) -> RowStep:
         inputs=lambda _: critiqued(prompts.table.qualified, QUERIES.qualified),
         recipe=judge_recipe,
         work=critique_rows,
+        stage="critiques",
+        backends=lambda profile: (profile.judge,),
         batch_size=lambda platform: platform.profile.refresh.text_batch,
         reads=(prompts,),
     )

@@ -14,11 +14,12 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2 import Template as CompiledTemplate
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # What each template is given. It must use the required values: one that lacks them would silently ask
@@ -74,11 +75,9 @@ class Template:
         values.
         """
         self._check(values)
-        # The role lines of the source are marked before the values come in, so a value cannot pass for one.
-        mark = secrets.token_hex(16)
-        source = _ROLE_LINE.sub(rf"{mark}\g<1>{mark}", self.source)
         try:
-            text = _ENVIRONMENT.from_string(source).render(**values)
+            mark, compiled = _compiled(self.source)
+            text = compiled.render(**values)
         except TemplateError as error:
             raise TemplateProblem(f"The template {self.name!r} cannot be filled in: {error}.") from error
         before, *parts = text.split(mark)
@@ -101,6 +100,14 @@ class Template:
         unknown = sorted(set(values) - known)
         if unknown:
             raise TemplateProblem(f"The template {self.name!r} has no placeholder {', '.join(unknown)}.")
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: str) -> tuple[str, CompiledTemplate]:
+    """A source ready to be filled in, and the mark of its role lines: they are marked before values come in, by what
+    no value can know, so none can pass for one. Compiling takes many times as long as filling in."""
+    mark = secrets.token_hex(16)
+    return mark, _ENVIRONMENT.from_string(_ROLE_LINE.sub(rf"{mark}\g<1>{mark}", source))
 
 
 def names() -> tuple[str, ...]:

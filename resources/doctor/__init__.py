@@ -6,6 +6,7 @@ or making the things that a profile names.
 
 from collections.abc import Iterator
 
+from resources.doctor.compute import check_compute
 from resources.doctor.devices import check_devices
 from resources.doctor.disk import check_disk, check_home
 from resources.doctor.endpoints import check_endpoints, check_keys
@@ -14,6 +15,7 @@ from resources.doctor.findings import Finding, Level
 from resources.doctor.machine import Gpu, Machine, ThisMachine
 from resources.doctor.memory_checks import check_memory
 from resources.doctor.packages import check_packages
+from resources.doctor.shared import check_shared
 from resources.doctor.training import check_training
 from resources.doctor.weights import survey
 from resources.settings import Profile
@@ -29,8 +31,10 @@ def examine(profile: Profile, machine: Machine) -> Iterator[Finding]:
     yield from check_keys(profile, machine)
     yield from check_devices(profile, machine)
     yield from check_training(profile, machine)
+    yield from check_shared(profile, machine)
     weights, findings = survey(profile)
     yield from findings
     yield from check_memory(profile, machine, weights)
     yield from check_disk(profile, machine, weights)
     yield from check_endpoints(profile, machine)
+    yield from check_compute(profile, machine)

@@ -15,7 +15,8 @@ from resources.checklist_files import load_checklist
 from resources.doctor.findings import Finding, fault, ok, warning
 from resources.outcome import Unavailable
 from resources.settings import BUNDLED, Profile
-from storage.query_files import GoodRow, UnreadableFile, read_query_file
+from storage.query_files import SCORES, ColumnNames, GoodRow, UnreadableFile, read_query_file
+from storage.take_down import load_take_down
 
 ROWS_TRIED = 100
 
@@ -23,6 +24,9 @@ ROWS_TRIED = 100
 def check_files(profile: Profile) -> Iterator[Finding]:
     """A line for each file that decides what is made."""
     yield from _queries(profile)
+    yield from _column_mapping(profile)
+    if profile.queries.take_down:
+        yield _take_down(profile.queries.take_down)
     if profile.drafts.examples != BUNDLED:
         yield _examples(Path(profile.drafts.examples))
     if profile.templates is not None:
@@ -39,7 +43,7 @@ def _queries(profile: Profile) -> Iterator[Finding]:
         yield warning("queries.files", "none named: there is only what `vpo ingest` brought", "name your query files")
     for name in names:
         if name != BUNDLED:
-            yield _query_file(Path(name))
+            yield _query_file(Path(name), _names(profile))
         elif "shapes" in profile.targets:
             yield ok("queries.files", "bundled: the shapes world's queries")
         else:
@@ -48,16 +52,56 @@ def _queries(profile: Profile) -> Iterator[Finding]:
             )
 
 
-def _query_file(file: Path) -> Finding:
+def _names(profile: Profile) -> ColumnNames:
+    return ColumnNames(mapped=profile.queries.columns)
+
+
+def _query_file(file: Path, names: ColumnNames) -> Finding:
     remedy = "put your queries there, one a line, or name other files in queries.files (VPO_QUERIES__FILES='[\"...\"]')"
     try:
-        rows = list(islice(read_query_file(file), ROWS_TRIED))
+        rows = list(islice(read_query_file(file, names=names), ROWS_TRIED))
     except (UnreadableFile, OSError) as error:
         return fault("queries.files", " ".join(str(error).split()), remedy)
     good = sum(isinstance(row, GoodRow) for row in rows)
     if not good:
         return fault("queries.files", f"{file}: not one of its first {len(rows)} rows is a query", remedy)
     return ok("queries.files", f"{file}: readable")
+
+
+def _column_mapping(profile: Profile) -> Iterator[Finding]:
+    """A column that no named file has is a slip of the pen, or waits for a file of the inbox."""
+    files = [Path(name) for name in profile.queries.files if name != BUNDLED]
+    for what, column in profile.queries.columns.items() if files else ():
+        key = f"queries.columns.{what}"
+        if any(_has_column(file, what, column) for file in files):
+            yield ok(key, f"column {column!r}")
+        else:
+            yield warning(key, f"no file of queries.files has a column {column!r}", "check its name")
+
+
+def _has_column(file: Path, what: str, column: str) -> bool:
+    """Whether the first rows of a readable file have a value in this column."""
+    text = ColumnNames(text=column) if what == "text" else ColumnNames(mapped={what: column})
+    try:
+        rows = list(islice(read_query_file(file, names=text), ROWS_TRIED))
+    except (UnreadableFile, OSError):
+        return False
+    if what == "text":
+        return file.suffix.lower() != ".txt" and any(isinstance(row, GoodRow) for row in rows)
+    usual = ColumnNames(mapped={what: "\x00"})  # the score's usual column is not the one that is named
+    plain = list(islice(read_query_file(file, names=usual), ROWS_TRIED)) if column != what else []
+    at = SCORES.index(what)
+    found = [row.scores[at] for row in rows if isinstance(row, GoodRow)]
+    before = [row.scores[at] for row in plain if isinstance(row, GoodRow)]
+    return found != before and any(score is not None for score in found)
+
+
+def _take_down(files: list[str]) -> Finding:
+    try:
+        listed = load_take_down([Path(file) for file in files])
+    except (UnreadableFile, OSError) as error:
+        return fault("queries.take_down", " ".join(str(error).split()), "a run stops at this: put the file there")
+    return ok("queries.take_down", f"{len(listed.wordings)} queries in {len(files)} files")
 
 
 def _examples(file: Path) -> Finding:

@@ -50,8 +50,6 @@ class Tally:
     """The asset that was being made."""
     ended_before: int = 0
     problems: list[str] = field(default_factory=list)
-    log_readers: int = 0
-    """Orphaned processes of Dagster's that follow a log, where a kill falls into the moment in which it starts one."""
     removed_files: int = 0
     unfinished_checkpoints: int = 0
 
@@ -59,7 +57,6 @@ class Tally:
         self.kills += other.kills
         self.fell_in += other.fell_in
         self.repeated += other.repeated
-        self.log_readers += other.log_readers
         self.ended_before += other.ended_before
         self.problems += other.problems
         self.removed_files += other.removed_files
@@ -226,10 +223,7 @@ class Killed:
             with contextlib.suppress(psutil.Error):
                 command = process.cmdline()
                 process.kill()
-                if command[:2] == ["tail", "-F"]:
-                    tally.log_readers += 1
-                else:
-                    tally.problems.append(f"after kill {tally.kills.total()}: still running: {' '.join(command)}")
+                tally.problems.append(f"after kill {tally.kills.total()}: still running: {' '.join(command)}")
 
     def _ours(self) -> list[psutil.Process]:
         found = []

@@ -66,7 +66,7 @@ def chosen(
         selection = select_pairs(
             pa.table({"query_id": ["q", "q"], "prompt_id": ids, "prompt": ids}),
             pa.table({"prompt_id": ids, "aligned": [True, True], "refined": pa.array([None, None], pa.string())}),
-            PromptRewards(ids, shares, checklist.score(shares), [[], []]),
+            PromptRewards(pa.array(ids), shares, checklist.score(shares), pa.array([[], []], pa.list_(pa.string()))),
             checklist,
             PairSettings(dominance=level, margin=margin),
         )

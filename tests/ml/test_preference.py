@@ -34,6 +34,14 @@ CHECKLIST = Checklist(
 Candidate = dict[str, Any]
 
 
+def texts(values: list[str]) -> pa.Array:
+    return pa.array(values, pa.string())
+
+
+def lists(values: list[list[str]]) -> pa.ListArray:
+    return pa.array(values, pa.list_(pa.string()))
+
+
 def run(candidates: list[Candidate], pair_settings: PairSettings | None = None) -> PairSelection:
     """Select pairs from candidates as `candidate` makes them; answers None: no reward."""
     judged = [item for item in candidates if item["aligned"] is not None]
@@ -55,10 +63,10 @@ def run(candidates: list[Candidate], pair_settings: PairSettings | None = None) 
             }
         ),
         PromptRewards(
-            prompt_ids=[item["id"] for item in rewarded],
+            prompt_ids=texts([item["id"] for item in rewarded]),
             answers=answers,
             scores=CHECKLIST.score(answers),
-            video_ids=[[f"{item['id']}-0", f"{item['id']}-1"] for item in rewarded],
+            video_ids=lists([[f"{item['id']}-0", f"{item['id']}-1"] for item in rewarded]),
         ),
         CHECKLIST,
         pair_settings,
@@ -300,9 +308,9 @@ def test_ids_that_occur_twice_are_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         run([candidate("q", "a"), candidate("q", "a")])
     with pytest.raises(ValueError, match="occurs twice"):
-        PromptRewards(["a", "a"], np.zeros((2, 5)), np.zeros(2), [[], []])
+        PromptRewards(texts(["a", "a"]), np.zeros((2, 5)), np.zeros(2), lists([[], []]))
     with pytest.raises(ValueError, match="finite"):
-        PromptRewards(["a"], np.zeros((1, 5)), np.array([np.nan]), [[]])
+        PromptRewards(texts(["a"]), np.zeros((1, 5)), np.array([np.nan]), lists([[]]))
 
 
 def test_settings_are_checked() -> None:
@@ -332,12 +340,37 @@ def test_rewards_are_averaged_over_seeds() -> None:
         }
     )
     rewards = average_rewards(table, CHECKLIST)
-    assert list(rewards.prompt_ids) == ["p", "q"]
+    assert rewards.prompt_ids.to_pylist() == ["p", "q"]
     assert rewards.answers.tolist() == [[0.5, 1, 0.5, 0, 0], [0, 0, 0, 0, 0]]
     assert rewards.scores.tolist() == [1.5, 1.0]
-    assert rewards.video_ids == [["v1", "v3"], ["v2"]]
+    assert rewards.video_ids.to_pylist() == [["v1", "v3"], ["v2"]]
     assert average_rewards(table, CHECKLIST, use="probability").answers[0].tolist() == [0.75] + [0.25] * 4
     assert len(average_rewards(table.slice(0, 0), CHECKLIST).prompt_ids) == 0
+
+
+def test_one_video_a_prompt_stays_yes_and_no() -> None:
+    """Plain answers give the pairs that the same answers as shares give, whatever the level."""
+    random = np.random.default_rng(1)
+    yes = random.random((60, 5)) < random.random((60, 1))
+    answers = [
+        [{"question": name, "yes": bool(said), "probability": 0.5} for name, said in zip("abcde", row, strict=True)][
+            :: 1 - 2 * (number % 2)
+        ]
+        for number, row in enumerate(yes)
+    ]
+    ids = [f"p{number:02}" for number in range(60)]
+    table = pa.table({"video_id": ids, "prompt_id": ids, "score": CHECKLIST.score(yes), "answers": answers})
+    rewards = average_rewards(table, CHECKLIST)
+    assert rewards.answers.dtype == np.bool_
+    assert rewards.answers.tolist() == yes.tolist()
+    shares = PromptRewards(rewards.prompt_ids, yes.astype(float), rewards.scores, rewards.video_ids)
+    candidates = pa.table({"query_id": [f"q{number // 6}" for number in range(60)], "prompt_id": ids, "prompt": ids})
+    critiques = pa.table({"prompt_id": ids, "aligned": [True] * 60, "refined": pa.nulls(60, pa.string())})
+    for level in ("question", "sub_dimension", "dimension", "none"):
+        chosen = PairSettings.model_validate({"dominance": level})
+        plain, averaged = (select_pairs(candidates, critiques, r, CHECKLIST, chosen).rows for r in (rewards, shares))
+        assert plain.num_rows > 3
+        assert plain.equals(averaged)
 
 
 @pytest.mark.parametrize(("order", "problem"), [("abcd", "v1"), ("abcda", "v1"), ("abcdx", "'x'"), ("", "v1")])
@@ -372,7 +405,7 @@ def test_ten_thousand_queries_take_a_moment() -> None:
     critiques = pa.table(
         {"prompt_id": ids, "aligned": aligned, "refined": [None if fine else "mended" for fine in aligned]}
     )
-    rewards = PromptRewards(ids, answers, checklist.score(answers), [[] for _ in ids])
+    rewards = PromptRewards(texts(ids), answers, checklist.score(answers), lists([[] for _ in ids]))
     started = time.perf_counter()
     selection = select_pairs(candidates, critiques, rewards, checklist)
     assert time.perf_counter() - started < 10

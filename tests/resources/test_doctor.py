@@ -630,6 +630,49 @@ def test_query_files_must_be_readable(
     assert said in the(examined("gpu", QUERIES__FILES=files), "queries.files", level)
 
 
+@pytest.mark.parametrize(
+    ("columns", "subject", "level", "said"),
+    [
+        ({"text": "wish"}, "queries.columns.text", Level.OK, "'wish'"),
+        ({"text": "wihs"}, "queries.columns.text", Level.WARNING, "no file of queries.files has a column 'wihs'"),
+        ({"threat": "danger"}, "queries.columns.threat", Level.OK, "'danger'"),
+        ({"threat": "dangr"}, "queries.columns.threat", Level.WARNING, "'dangr'"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_mapped_columns_should_be_in_some_file(
+    examined: Examined,
+    hub: StubServer,
+    tmp_path: Path,
+    columns: dict[str, str],
+    subject: str,
+    level: Level,
+    said: str,
+    ending: str,
+) -> None:
+    file = tmp_path / f"mapped.{ending}"
+    rows = [{"wish": "a red ball", "prompt": "a red ball", "threat": 0.5, "danger": 0.25}] * 3
+    if ending == "csv":
+        lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    else:
+        lines = [json.dumps(row) for row in rows]
+    file.write_text("\n".join(lines) + "\n")
+    found = examined("gpu", QUERIES__FILES=["queries.txt", str(file)], QUERIES__COLUMNS=columns)
+    assert said in the(found, subject, level)
+
+
+def test_a_file_whose_text_column_is_mapped_is_readable(examined: Examined, hub: StubServer, tmp_path: Path) -> None:
+    (tmp_path / "mapped.csv").write_text("wish\na red ball\n")
+    found = examined("gpu", QUERIES__FILES=["mapped.csv"], QUERIES__COLUMNS={"text": "wish"})
+    assert "mapped.csv: readable" in the(found, "queries.files", Level.OK)
+
+
+def test_take_down_files_must_be_readable(examined: Examined, hub: StubServer, tmp_path: Path) -> None:
+    (tmp_path / "down.txt").write_text("a red ball\n\na blue box\n")
+    assert "2 queries" in the(examined("gpu", QUERIES__TAKE_DOWN=["down.txt"]), "queries.take_down", Level.OK)
+    assert "gone.txt" in the(examined("gpu", QUERIES__TAKE_DOWN=["gone.txt"]), "queries.take_down", Level.FAULT)
+
+
 def test_examples_templates_and_checklists_must_be_readable(
     examined: Examined, hub: StubServer, tmp_path: Path
 ) -> None:

@@ -23,11 +23,12 @@ START_SECONDS = 240.0
 
 @dataclass(frozen=True)
 class Served:
-    """A running UI, the home folder that it works on, and its query file."""
+    """A running UI, the home folder that it works on, its query file, and the process that everything of it is in."""
 
     address: str
     home: Path
     queries: Path
+    pid: int
 
 
 @contextmanager
@@ -54,7 +55,7 @@ def serving(folder: Path, queries: int, **settings: str) -> Iterator[Served]:
         try:
             address = f"http://127.0.0.1:{port}"
             wait_until_served(address, process, log)
-            yield Served(address, folder / "home", file)
+            yield Served(address, folder / "home", file, process.pid)
         finally:
             end_group(process)
 

@@ -1,0 +1,141 @@
+"""Which queries a refresh has to look at: those whose rows changed since the last complete refresh of the table.
+
+Belongs here: what a complete refresh leaves behind for the next (table `refreshes`), what follows from it, and
+narrowing a SELECT to some queries. Does not belong here: what changed (storage/changes.py) or what is to be done
+(storage/plan.py).
+
+Whoever asks for a scope by query promises that what is made for a query depends on that query's rows alone, in each of
+the tables that are read. Without the promise it is all or nothing: nothing where no table changed that is read.
+"""
+
+# ruff: noqa: S608 (SQL names come from Table, which takes plain identifiers only; values are parameters)
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from storage.changes import Commit, changed_rows, commits_after
+from storage.lake import Lake, Transaction
+from storage.recipe import Recipe
+from storage.tables import LAKE, REFRESHES, Table, quoted
+
+_QUERY = "query_id"
+NARROW = 0.2
+"""Where a larger share of a table's rows changed, looking at all of them costs less."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The queries to be looked at: an Arrow table with the column query_id; None stands for all queries."""
+
+    queries: pa.Table | None
+
+    @property
+    def everything(self) -> bool:
+        return self.queries is None
+
+    @property
+    def nothing(self) -> bool:
+        return self.queries is not None and self.queries.num_rows == 0
+
+    def narrowed(self, sql: str, tables: Iterable[str]) -> str:
+        """The same SELECT, reading of these tables (qualified names) the rows of these queries only. The relation
+        `scope` must be there when it is run: `queries` above. Of no query at all there is nothing to read: the SELECT
+        stays as it is."""
+        if self.everything or self.nothing:  # nothing is asked with LIMIT 0, of tables that may have no such column
+            return sql
+        for name in tables:
+            sql = sql.replace(name, self.rows_of(name))
+        return sql
+
+    def rows_of(self, name: str) -> str:
+        """The rows of one table (qualified name) that belong to these queries, in parentheses."""
+        return name if self.everything else f"(FROM {name} SEMI JOIN scope USING ({quoted(_QUERY)}))"
+
+
+def read_narrowed(lake: Lake, sql: str, tables: Iterable[Table], scope: Scope) -> pa.Table:
+    """The answer of a SELECT that reads these tables, for the queries of the scope."""
+    relations = {} if scope.queries is None else {"scope": scope.queries}
+    return lake.query(scope.narrowed(sql, [table.qualified for table in tables]), **relations)
+
+
+EVERYTHING = Scope(None)
+NOTHING = Scope(pa.table({_QUERY: pa.array([], pa.string())}))
+
+
+def tables_read(reader: Transaction, sql: str) -> frozenset[str]:
+    """Qualified names of the tables that a SELECT reads; none for a statement that is no SELECT."""
+    (parsed,) = reader.query("SELECT json_serialize_sql(?::VARCHAR) AS tree", [sql])["tree"].to_pylist()
+    return frozenset(_base_tables(json.loads(parsed)))
+
+
+def _base_tables(tree: Any) -> Iterator[str]:
+    if isinstance(tree, list):
+        for branch in tree:
+            yield from _base_tables(branch)
+    elif isinstance(tree, dict):
+        if tree.get("type") == "BASE_TABLE":
+            parts = (tree["catalog_name"] or LAKE, tree["schema_name"] or "main", tree["table_name"])
+            yield ".".join(quoted(part) for part in parts)
+        for branch in tree.values():
+            yield from _base_tables(branch)
+
+
+def scope_of(
+    reader: Transaction, table: Table, reads: Iterable[str], recipe: Recipe, asked: str, *, by_query: bool
+) -> Scope:
+    """What has to be looked at, to bring a table up to date that is made from the tables `reads` (qualified names).
+
+    `asked`: content id of whatever else the inputs were asked for with, such as the text of a SELECT.
+    """
+    if not reader.exists(REFRESHES):
+        return EVERYTHING
+    last = reader.query(
+        f"SELECT saw, left_at FROM {REFRESHES.qualified} WHERE table_name = ? AND recipe = ? AND inputs = ?",
+        [table.label, recipe.id, asked],
+    ).to_pylist()
+    commits = commits_after(reader, min(last[0].values())) if last else None
+    if commits is None or _wrote(commits, table.qualified, last[0]["left_at"]):
+        return EVERYTHING
+    changed = {name for name in reads if _wrote(commits, name, last[0]["saw"])}
+    if not changed:
+        return NOTHING
+    return _queries_changed(reader, table, changed, last[0]["saw"]) if by_query else EVERYTHING
+
+
+def note_refresh(lake: Lake, table: Table, recipe: Recipe, asked: str, *, saw: int, mark: str) -> None:
+    """Leave behind that the table is complete for the inputs as they were at the snapshot `saw`; unless some commit
+    since then has written to the table without our `mark` in its message."""
+    with lake.write({"asset": REFRESHES.label, "text": f"refresh of {table.label}"}) as transaction:
+        commits = commits_after(transaction, saw)
+        if commits is None or any(
+            table.qualified in commit.tables and commit.message.get("refresh") != mark for commit in commits
+        ):
+            return
+        row = {
+            "table_name": table.label,
+            "recipe": recipe.id,
+            "inputs": asked,
+            "saw": saw,
+            "left_at": transaction.snapshot(),
+        }
+        transaction.upsert(REFRESHES, pa.Table.from_pylist([row], schema=REFRESHES.arrow_schema))
+
+
+def _wrote(commits: Iterable[Commit], name: str, after: int) -> bool:
+    return any(name in commit.tables for commit in commits if commit.snapshot > after)
+
+
+def _queries_changed(reader: Transaction, table: Table, names: Iterable[str], after: int) -> Scope:
+    """The queries of all rows that came or went in the tables."""
+    if any(_QUERY not in reader.columns(name) for name in (*names, table.qualified)):
+        return EVERYTHING
+    parts = [sql for name in names for sql in changed_rows(name, quoted(_QUERY), after, reader.snapshot())]
+    queries = reader.query(" UNION ".join(parts))
+    rows = reader.query(f"SELECT count(*) AS n FROM {table.qualified}")["n"][0].as_py()
+    return EVERYTHING if queries.num_rows > NARROW * rows else Scope(queries)

@@ -1,0 +1,47 @@
+"""Dagster's runs in Postgres: what one machine runs, another sees."""
+
+from pathlib import Path
+
+import pytest
+from dagster import AssetKey
+
+from services.local_servers.postgres import LocalPostgres
+from tests.assets.conftest import World, queries_of, write_queries
+from vpo_assets.definitions import EVERYTHING
+from vpo_assets.instance import dagster_home, prepared_instance
+from vpo_assets.table_assets import GPU_POOL
+
+pytestmark = pytest.mark.cluster
+
+
+def test_runs_of_one_machine_are_seen_by_another_and_pools_hold_for_both(
+    postgres: LocalPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    address = postgres.create_database("runs")
+    write_queries(tmp_path / "queries.jsonl", queries_of(4))
+    worlds = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        worlds.append(World(tmp_path / name, queries__files=[str(tmp_path / "queries.jsonl")]))
+    folder = dagster_home(worlds[0].profile)
+    assert "sqlite" in (folder / "dagster.yaml").read_text()
+    for world in worlds:
+        world.change(run_storage=address)
+
+    with prepared_instance(worlds[0].profile) as instance:
+        result = (
+            worlds[0]
+            .definitions.resolve_job_def(EVERYTHING)
+            .execute_in_process(instance=instance, asset_selection=[AssetKey("raw_prompts")])
+        )
+        assert result.success
+    assert "sqlite" not in (folder / "dagster.yaml").read_text()
+    with prepared_instance(worlds[1].profile) as other:
+        assert [run.run_id for run in other.get_runs()] == [result.run_id]
+        event = other.get_latest_materialization_event(AssetKey("raw_prompts"))
+        assert event is not None and event.run_id == result.run_id
+        assert other.event_log_storage.get_concurrency_info(GPU_POOL).slot_count == 1
+
+    (folder / "dagster.yaml").write_text("# mine\n")
+    assert (dagster_home(worlds[0].profile) / "dagster.yaml").read_text() == "# mine\n"
