@@ -16,6 +16,7 @@ from resources.backend_settings import (
     VisionRewardSettings,
     VllmModelSettings,
 )
+from resources.compute_settings import RayComputeSettings
 from resources.settings import PROFILES, SettingsError, TrainerSettings, load_profile
 
 Path_ = tuple[str, ...]
@@ -54,7 +55,7 @@ def changed(settings: dict[str, Any], path: Path_, value: object) -> dict[str, A
 
 def test_every_shipped_profile_loads(home: Path) -> None:
     names = {file.stem for file in PROFILES.glob("*.yaml")}
-    assert {"local", "gpu", "paper"} <= names
+    assert {"local", "gpu", "paper", "cluster"} <= names
     assert {load_profile(name).home for name in names} == {home}
 
 
@@ -85,6 +86,17 @@ def test_the_profile_paper_has_the_published_settings(home: Path) -> None:
         assert target.pairs == PairSettings()
         assert (target.evaluation.limit, target.evaluation.sampling.temperature) == (500, 0.7)
         assert target.evaluation.sampling.top_p == 1.0
+
+
+def test_the_profile_cluster_differs_from_gpu_where_it_says(home: Path) -> None:
+    gpu, cluster = load_profile("gpu"), load_profile("cluster")
+    assert isinstance(cluster.compute, RayComputeSettings)
+    assert cluster.lake.catalog.startswith("postgresql://") and cluster.run_storage != cluster.lake.catalog
+    assert all(str(place).startswith("s3://") for place in (cluster.lake.data, cluster.videos, cluster.checkpoints))
+    assert (cluster.queries, cluster.drafts, cluster.judge.sampling) == (gpu.queries, gpu.drafts, gpu.judge.sampling)
+    (ours,), (theirs,) = cluster.targets.values(), gpu.targets.values()
+    assert (ours.pairs, ours.candidates.sampling) == (theirs.pairs, theirs.candidates.sampling)
+    assert ours.candidates.limit is None
 
 
 def test_the_profile_gpu_asks_for_no_access_to_anything(home: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -181,8 +182,14 @@ def test_an_unfit_worker_is_named_with_what_to_do(tmp_path: Path) -> None:
 # ---- why it does not work --------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def installed_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if Ray were installed. It is not imported: it reads its token then, and once for a process."""
+    monkeypatch.setattr("resources.ray_cluster.imported_ray", lambda: SimpleNamespace(is_initialized=lambda: False))
+
+
+@pytest.mark.usefixtures("installed_ray")
 def test_nobody_at_the_address() -> None:
-    pytest.importorskip("ray")
     with pytest.raises(
         Unavailable, match=r"no Ray cluster answers at compute.address = 127\.0\.0\.9:6399.*ray start --head"
     ):
@@ -257,10 +264,10 @@ def test_the_doctor_says_nothing_about_local() -> None:
     assert doctor(LocalComputeSettings()) == []
 
 
+@pytest.mark.usefixtures("installed_ray")
 def test_the_doctor_says_what_is_missing() -> None:
     assert doctor(RayComputeSettings(), None) == [(Level.FAULT, "ray, which compute.backend needs, is not installed")]
     (level, text), *_ = doctor(RayComputeSettings(address="127.0.0.9:6399"))
-    pytest.importorskip("ray")
     assert level is Level.FAULT and "no Ray cluster answers" in text
 
 
