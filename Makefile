@@ -71,15 +71,15 @@ ELSEWHERE := vllm or cluster or long
 
 test: lint
 	$(BIN)/pytest -n auto -m "not (slow or ui or $(ELSEWHERE))"
-	$(BIN)/pytest -m "(slow or ui) and not ($(ELSEWHERE))"
+	$(BIN)/pytest -n auto --dist loadfile -m "(slow or ui) and not ($(ELSEWHERE))"
 
 test-vllm: $(VLLM_READY)
 	$(VLLM_BIN)/pytest -m vllm tests/vllm
 
 test-cluster: $(CLUSTER_READY)
-	$(BIN)/pytest -m cluster
+	$(BIN)/pytest -m "cluster and not long"
 
-test-long: $(READY)
+test-long: $(CLUSTER_READY)
 	$(BIN)/pytest -m long
 
 lint: $(READY)

@@ -39,7 +39,7 @@ class LakeUnreachable(LakeError):
 def is_unreachable(message: str) -> bool:
     """Whether a server is away, so that trying again may help."""
     lowered = message.lower()
-    return any(sign in lowered for sign in _AWAY) and not any(sign in lowered for sign in _REFUSED)
+    return any(sign in lowered for sign in _AWAY) and not any(sign in lowered for sign in (*_REFUSED, *_FULL, *_LOCKED))
 
 
 def is_locked(message: str) -> bool:

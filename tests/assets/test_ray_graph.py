@@ -112,6 +112,7 @@ def test_the_graph_on_ray_makes_the_same_tables(
     assert metadata_of(result, "shapes/videos")["new"] == len(clips)
 
 
+@pytest.mark.long
 def test_killed_workers_and_a_killed_node_lose_nothing(
     first_run: tuple[World, ExecuteInProcessResult], nodes: Nodes, tmp_path: Path
 ) -> None:

@@ -103,6 +103,10 @@ def test_four_writers_one_of_them_killed_lose_nothing_and_write_nothing_twice(
         assert len(of_killed) % (count - 1) == 0, "a batch was committed in part"
 
 
+DUCKDB_CRASHED = "database has been invalidated because of a previous fatal error"
+"""DuckDB's Postgres extension sometimes ends the process when its server is cut off in the middle of an answer."""
+
+
 def test_postgres_restarted_in_the_middle_of_four_writers(
     place: Places, postgres: LocalPostgres, tmp_path: Path
 ) -> None:
@@ -113,8 +117,11 @@ def test_postgres_restarted_in_the_middle_of_four_writers(
     for line in stream:
         if line.strip() in ("2", "6"):
             postgres.restart("immediate" if line.strip() == "2" else "fast")
-    for writer in writers:
+    for i, writer in enumerate(writers):
         _, err = writer.communicate(timeout=120)
+        if writer.returncode == -signal.SIGABRT and DUCKDB_CRASHED in err:  # as after any crash: start it again
+            writer = start_writer(place(), tmp_path / f"{i} again", f"w{i}", batches, count)
+            _, err = writer.communicate(timeout=120)
         assert writer.returncode == 0, err
     with Lake(place()) as lake:
         found = keys_in(lake)
