@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from resources.batch_queue import BatchQueue, QueuedBatch
 from resources.compute_settings import RayComputeSettings
 from resources.outcome import Unavailable
 from resources.ray_cluster import connect
 from resources.ray_worker import Answer, Probe, Worker, WorkerReport, project_code
-from storage.refresh import BatchFunction, BatchResult
+from storage.refresh import BatchFunction, BatchResult, answered
 
 GIB = 2**30
 WAIT_SECONDS = 1.0
@@ -174,7 +173,7 @@ class _Pool:
         if self._last is None:
             self._last = found
         else:
-            yield _came_to(*found)
+            yield answered(*found), replace(answer.result, stopped=None)
 
     def _stop(self, queue: BatchQueue, error: Exception | None = None) -> None:
         """Give out nothing more; the error is raised when what is under way has ended."""
@@ -297,10 +296,3 @@ def raise_if_unfit(report: WorkerReport) -> None:
             f"{where} does not see the same store: {report.store}. All nodes need the same VPO_HOME, on a file system "
             "that they share"
         )
-
-
-def _came_to(batch: pa.Table, result: BatchResult) -> tuple[pa.Table, BatchResult]:
-    """The part of a broken-off batch that has rows or failures."""
-    made = result.rows["input_id"].to_pylist() if result.rows.num_rows else []
-    ids = pa.array([*made, *(failure.input_id for failure in result.failures)], pa.string())
-    return batch.filter(pc.is_in(batch["input_id"], value_set=ids)), replace(result, stopped=None)

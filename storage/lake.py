@@ -537,16 +537,22 @@ def _message(extra: str | None) -> dict[str, Any]:
     return message
 
 
-def _table_functions(tree: Any) -> Iterator[str]:
-    """Names of the functions that a parsed statement reads from, however deep."""
+def parsed_nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Every node of a statement that DuckDB parsed to JSON, however deep."""
     if isinstance(tree, list):
         for branch in tree:
-            yield from _table_functions(branch)
+            yield from parsed_nodes(branch)
     elif isinstance(tree, dict):
-        if tree.get("type") == "TABLE_FUNCTION":
-            yield str(tree["function"].get("function_name", "?")).lower()
+        yield tree
         for branch in tree.values():
-            yield from _table_functions(branch)
+            yield from parsed_nodes(branch)
+
+
+def _table_functions(tree: Any) -> Iterator[str]:
+    """Names of the functions that a parsed statement reads from."""
+    for node in parsed_nodes(tree):
+        if node.get("type") == "TABLE_FUNCTION":
+            yield str(node["function"].get("function_name", "?")).lower()
 
 
 def _run(cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:

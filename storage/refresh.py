@@ -45,6 +45,7 @@ __all__ = [
     "RefreshFailed",
     "Report",
     "StopRefresh",
+    "answered",
     "data_version",
     "plan",
     "rebuild",
@@ -261,7 +262,7 @@ class _Work:
             if self._outstanding.isdisjoint(batch["input_id"].to_pylist()):
                 continue  # a mapper may deliver a batch twice, say after a worker's death; once is enough
             rows = self._checked(batch, result)
-            self._commit(_answered(batch, result) if result.stopped else batch, rows, result.failures)
+            self._commit(answered(batch, result) if result.stopped else batch, rows, result.failures)
             self.seconds = time.monotonic() - self._started
             progress(Progress(self.done, total, len(self.failures), self.seconds))
             if result.stopped:
@@ -568,8 +569,8 @@ class _Work:
         return int(rows["n"][0].as_py())
 
 
-def _answered(batch: pa.Table, result: BatchResult) -> pa.Table:
-    """The input rows that have a row or a failure."""
+def answered(batch: pa.Table, result: BatchResult) -> pa.Table:
+    """The input rows of a batch that have a row or a failure: of one that was stopped, not all."""
     made = result.rows["input_id"].to_pylist() if result.rows.num_rows else []
     answered = pa.array([*made, *(failure.input_id for failure in result.failures)], pa.string())
     return batch.filter(pc.is_in(batch["input_id"], value_set=answered))

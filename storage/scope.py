@@ -13,14 +13,13 @@ the tables that are read. Without the promise it is all or nothing: nothing wher
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
 from storage.changes import Commit, changed_rows, commits_after
-from storage.lake import Lake, Transaction
+from storage.lake import Lake, Transaction, parsed_nodes
 from storage.recipe import Recipe
 from storage.tables import LAKE, REFRESHES, Table, quoted
 
@@ -71,19 +70,12 @@ NOTHING = Scope(pa.table({_QUERY: pa.array([], pa.string())}))
 def tables_read(reader: Transaction, sql: str) -> frozenset[str]:
     """Qualified names of the tables that a SELECT reads; none for a statement that is no SELECT."""
     (parsed,) = reader.query("SELECT json_serialize_sql(?::VARCHAR) AS tree", [sql])["tree"].to_pylist()
-    return frozenset(_base_tables(json.loads(parsed)))
-
-
-def _base_tables(tree: Any) -> Iterator[str]:
-    if isinstance(tree, list):
-        for branch in tree:
-            yield from _base_tables(branch)
-    elif isinstance(tree, dict):
-        if tree.get("type") == "BASE_TABLE":
-            parts = (tree["catalog_name"] or LAKE, tree["schema_name"] or "main", tree["table_name"])
-            yield ".".join(quoted(part) for part in parts)
-        for branch in tree.values():
-            yield from _base_tables(branch)
+    names = [
+        (node["catalog_name"] or LAKE, node["schema_name"] or "main", node["table_name"])
+        for node in parsed_nodes(json.loads(parsed))
+        if node.get("type") == "BASE_TABLE"
+    ]
+    return frozenset(".".join(quoted(part) for part in name) for name in names)
 
 
 def scope_of(
