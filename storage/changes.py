@@ -9,23 +9,27 @@ large the tables are. Does not belong here: what follows from a change (storage/
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from storage.lake import CATALOG, Lake, Transaction
 from storage.tables import LAKE, quoted
 
-_WITHOUT_EFFECT = frozenset({"inline_flush", "compacted_table", "merge_adjacent", "rewrite_delete"})
+_REWRITTEN = "rewrite_delete"
+_WITHOUT_EFFECT = frozenset({"inline_flush", "compacted_table", "merge_adjacent", _REWRITTEN})
 """Changes of where rows lie, not of what they are."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit: its snapshot, its message as JSON, and the qualified names of the tables it wrote to."""
+    """One commit: its snapshot, its message as JSON, the qualified names of the tables it wrote to, and of those whose
+    files it wrote anew without their deleted rows."""
 
     snapshot: int
     text: str
     tables: frozenset[str]
+    rewritten: frozenset[str]
 
     @property
     def message(self) -> dict[str, Any]:
@@ -48,15 +52,17 @@ def commits_after(reader: Lake | Transaction, snapshot: int) -> list[Commit] | N
     if len(rows) == 1:
         return []
     names = _table_names(reader)
-    return [Commit(row["id"], row["message"] or "{}", _written(row["changes"] or "", names)) for row in rows[1:]]
+    return [_commit(row["id"], row["message"] or "{}", row["changes"] or "", names) for row in rows[1:]]
 
 
-def changed_rows(name: str, columns: str, after: int, until: int) -> tuple[str, str]:
-    """Two SELECTs of so many columns of a table (qualified name): the rows that came after one snapshot up to another,
-    and those that went. A row that took the place of another is in both."""
-    assert after < until
+def changed_rows(name: str, columns: str, commits: Sequence[Commit]) -> tuple[str, str] | None:
+    """Two SELECTs of so many columns of a table (qualified name): the rows that came with these commits, each of which
+    follows the one before, and those that went. A row that took the place of another is in both. None if one of the
+    commits wrote the table's files anew: DuckLake then gives every row of theirs for one that came."""
+    if any(name in commit.rewritten for commit in commits):
+        return None
     lake, schema, table = (part.strip('"').replace("'", "''") for part in name.split("."))
-    where = f"'{lake}', '{schema}', '{table}', {int(after) + 1}, {int(until)}"
+    where = f"'{lake}', '{schema}', '{table}', {commits[0].snapshot}, {commits[-1].snapshot}"
     return (
         f"SELECT {columns} FROM ducklake_table_insertions({where})",
         f"SELECT {columns} FROM ducklake_table_deletions({where})",
@@ -71,8 +77,15 @@ def _table_names(reader: Lake | Transaction) -> dict[str, str]:
     return {row["id"]: ".".join(quoted(part) for part in (LAKE, row["schema"], row["name"])) for row in rows}
 
 
-def _written(changes: str, names: dict[str, str]) -> frozenset[str]:
+def _commit(snapshot: int, message: str, changes: str, names: dict[str, str]) -> Commit:
     """From ``inserted_into_table:7,deleted_from_table:7``. Names of made tables, which stand there in quotes, are no
     ids and are passed over: what is in a new table was inserted."""
-    parts = (part.rpartition(":") for part in changes.split(","))
-    return frozenset(names[id_] for kind, _, id_ in parts if id_ in names and kind not in _WITHOUT_EFFECT)
+    parts = [
+        (kind, names[id_]) for kind, _, id_ in (part.rpartition(":") for part in changes.split(",")) if id_ in names
+    ]
+    return Commit(
+        snapshot,
+        message,
+        tables=frozenset(name for kind, name in parts if kind not in _WITHOUT_EFFECT),
+        rewritten=frozenset(name for kind, name in parts if kind == _REWRITTEN),
+    )

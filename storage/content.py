@@ -87,7 +87,9 @@ def _content_since(reader: Transaction, table: Table, known: Content | None) -> 
     if not any(table.qualified in commit.tables for commit in commits):
         return Content(now, known.rows, known.mixed)
     hashes = f"md5_number({content_json(table)}) AS hash"
-    changed = changed_rows(table.qualified, hashes, known.snapshot, now)
+    changed = changed_rows(table.qualified, hashes, commits)
+    if changed is None:
+        return _counted(reader, table, table.qualified, now)
     came, went = (_counted(reader, table, "", now, rows) for rows in changed)
     return Content(now, known.rows + came.rows - went.rows, known.mixed ^ came.mixed ^ went.mixed)
 

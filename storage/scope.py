@@ -13,7 +13,7 @@ the tables that are read. Without the promise it is all or nothing: nothing wher
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -97,7 +97,8 @@ def scope_of(
     changed = {name for name in reads if _wrote(commits, name, last[0]["saw"])}
     if not changed:
         return NOTHING
-    return _queries_changed(reader, table, changed, last[0]["saw"]) if by_query else EVERYTHING
+    since = [commit for commit in commits if commit.snapshot > last[0]["saw"]]
+    return _queries_changed(reader, table, changed, since) if by_query else EVERYTHING
 
 
 def note_refresh(lake: Lake, table: Table, recipe: Recipe, asked: str, *, saw: int, mark: str) -> None:
@@ -123,11 +124,13 @@ def _wrote(commits: Iterable[Commit], name: str, after: int) -> bool:
     return any(name in commit.tables for commit in commits if commit.snapshot > after)
 
 
-def _queries_changed(reader: Transaction, table: Table, names: Iterable[str], after: int) -> Scope:
+def _queries_changed(reader: Transaction, table: Table, names: Iterable[str], commits: Sequence[Commit]) -> Scope:
     """The queries of all rows that came or went in the tables."""
     if any(_QUERY not in reader.columns(name) for name in (*names, table.qualified)):
         return EVERYTHING
-    parts = [sql for name in names for sql in changed_rows(name, quoted(_QUERY), after, reader.snapshot())]
-    queries = reader.query(" UNION ".join(parts))
+    changed = [changed_rows(name, quoted(_QUERY), commits) for name in names]
+    if None in changed:
+        return EVERYTHING
+    queries = reader.query(" UNION ".join(sql for pair in changed if pair for sql in pair))
     rows = reader.query(f"SELECT count(*) AS n FROM {table.qualified}")["n"][0].as_py()
     return EVERYTHING if queries.num_rows > NARROW * rows else Scope(queries)

@@ -258,3 +258,13 @@ def test_a_column_that_came_later_gives_another_hash(lake: Lake) -> None:
     before = noted_version(lake, small)
     lake.create(large)
     assert noted_version(lake, large) == data_version(lake, large, lake.snapshot()) != before
+
+
+def test_files_that_were_written_anew_are_not_taken_for_new_rows(lake: Lake, settled: Tables) -> None:
+    noted_version(lake, settled.left)
+    looked_at(lake, settled)
+    for query in ("q1", "q2", "q3", "q4", "q5", "q6"):
+        happen(lake, settled, "gone", query)
+    happen(lake, settled, "maintain", False)
+    assert data_version(lake, settled.left) == data_version(lake, settled.left, lake.snapshot())
+    assert looked_at(lake, settled) is None
