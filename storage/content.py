@@ -1,8 +1,8 @@
 """What a table contains, as one hash and as SQL to compare rows by.
 
 Content is a table's own columns without lineage and measured values: what a reader of the table would see
-change. The hash is an exclusive or over rows, so it goes on from the last one noted (table `contents`) with the rows
-that came and went since; only where that cannot be told is it computed over the whole table, in SQL, in a second or so
+change. The hash is an exclusive or over rows, so it goes on from the last one noted with the rows that
+came and went since; only where that cannot be told is it computed over the whole table, in SQL, in a second or so
 per million short rows.
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from storage.changes import changed_rows, commits_after
 from storage.ids import content_id
 from storage.lake import Lake, Transaction
-from storage.tables import CONTENTS, Table, quoted
+from storage.notes import read_note, write_note
+from storage.tables import Table, quoted
+
+_KIND = "content"
 
 
 @dataclass(frozen=True)
@@ -54,28 +55,16 @@ def content_now(reader: Transaction, table: Table) -> Content:
     return _content_since(reader, table, _noted(reader, table))
 
 
-def note_content(transaction: Transaction, table: Table, content: Content) -> None:
-    """From here the hash goes on."""
-    row = {
-        "table_name": table.label,
-        "columns": _columns(table),
-        "snapshot": content.snapshot,
-        "rows": content.rows,
-        "mixed": str(content.mixed),
-    }
-    transaction.upsert(CONTENTS, pa.Table.from_pylist([row], schema=CONTENTS.arrow_schema))
-
-
 def noted_version(lake: Lake, table: Table) -> str:
     """The hash of the table's content now; noted, if the table has changed since the last time."""
-    lake.create(table, CONTENTS)
+    lake.create(table)
     with lake.reading() as cursor:
         reader = Transaction(cursor)
         known = _noted(reader, table)
         content = _content_since(reader, table, known)
     if known is None or content.version != known.version:
-        with lake.write({"asset": CONTENTS.label, "text": f"content of {table.label}"}) as transaction:
-            note_content(transaction, table, content)
+        counted = {"snapshot": content.snapshot, "rows": content.rows, "mixed": str(content.mixed)}
+        write_note(lake, _KIND, table.label, {"columns": _columns(table), **counted})
     return content.version
 
 
@@ -95,13 +84,10 @@ def _content_since(reader: Transaction, table: Table, known: Content | None) -> 
 
 
 def _noted(reader: Transaction, table: Table) -> Content | None:
-    if not reader.exists(CONTENTS):
+    note = read_note(reader, _KIND, table.label)
+    if note is None or note["columns"] != _columns(table):
         return None
-    found = reader.query(
-        f"SELECT snapshot, rows, mixed FROM {CONTENTS.qualified} WHERE table_name = ? AND columns = ?",
-        [table.label, _columns(table)],
-    ).to_pylist()
-    return Content(found[0]["snapshot"], found[0]["rows"], int(found[0]["mixed"])) if found else None
+    return Content(note["snapshot"], note["rows"], int(note["mixed"]))
 
 
 def _counted(reader: Lake | Transaction, table: Table, source: str, snapshot: int, hashes: str = "") -> Content:

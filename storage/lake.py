@@ -42,6 +42,8 @@ COMMIT = "commit"
 SECONDS_FOR_OTHER_PROGRAMS = 60.0
 CATALOG = f"__ducklake_metadata_{LAKE}.main"
 """DuckLake's own tables, for questions that its functions answer only by reading the whole history."""
+NOTES = f"{CATALOG}.vpo_notes"
+"""Beside them: see storage/notes.py."""
 
 
 class Transaction:
@@ -176,10 +178,10 @@ class Lake:
         self._extension_folders = tuple(extension_folders)
         self._writing = threading.local()
         # Tables and columns are never dropped, so that what has been seen once need not be looked up again.
-        self._seen: set[str] = set()
-        self._complete: set[Table] = set()
+        self._seen: dict[tuple[str, str], set[str]] = {}
         self._connection = self.place.attach(self._extension_folders, read_only=False)
         self._idle: list[duckdb.DuckDBPyConnection] = []
+        self._make_notes()
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -227,9 +229,8 @@ class Lake:
 
     def exists(self, table: Table) -> bool:
         """Whether the table has been made."""
-        if table.qualified not in self._seen and (table.schema, table.name) in self._columns_there():
-            self._seen.add(table.qualified)
-        return table.qualified in self._seen
+        place = table.schema, table.name
+        return place in self._seen or place in self._columns_there()
 
     def count(self, table: Table) -> int:
         """Number of rows; 0 if the table has not been made yet."""
@@ -326,7 +327,7 @@ class Lake:
 
     def create(self, *tables: Table) -> None:
         """Make tables that are not there and add columns that are missing; write nothing if all is well."""
-        if self._complete.issuperset(tables) or self._all_complete(tables, self._columns_there()):
+        if _complete(tables, self._seen) or _complete(tables, self._columns_there()):
             return
         with self.write({"asset": tables[0].label, "text": "create tables"}) as transaction:
             there = self._columns_there()  # once more: others may have made them while we waited for our turn
@@ -390,15 +391,20 @@ class Lake:
             except duckdb.Error as error:
                 raise _lake_error(error) from error
 
+    @contextmanager
+    def beside(self) -> Iterator[Transaction]:
+        """One transaction that leaves the rows of all tables as they are: maintenance, or what the catalog's database
+        has beside DuckLake's own tables. It comes with no message."""
+        with self._locked(), self.reading() as cursor:
+            yield Transaction(cursor)
+            _run(cursor, "COMMIT")
+
     def compact(self, table: Table) -> None:
         """Merge the many small files that batch commits leave into few. Contents and history stay."""
-        with self._locked(), self.reading() as cursor:
-            _run(
-                cursor,
-                f"CALL ducklake_merge_adjacent_files('{LAKE}', ?, schema => ?)",
-                [table.name, table.schema],
+        with self.beside() as transaction:
+            transaction.query(
+                f"CALL ducklake_merge_adjacent_files('{LAKE}', ?, schema => ?)", [table.name, table.schema]
             )
-            _run(cursor, "COMMIT")
 
     def close(self) -> None:
         while self._idle:
@@ -440,6 +446,18 @@ class Lake:
             _roll_back(cursor)
             raise
 
+    def _make_notes(self) -> None:
+        try:
+            patiently(lambda: _run(self._connection, f"SELECT 1 FROM {NOTES} LIMIT 0"), self.place.patience)
+        except (LakeLocked, LakeUnreachable):
+            raise
+        except LakeError:  # there is no such table yet
+            with self.beside() as transaction:
+                transaction.execute(
+                    f"CREATE TABLE IF NOT EXISTS {NOTES} (kind VARCHAR, about VARCHAR, note VARCHAR, "
+                    "PRIMARY KEY (kind, about))"
+                )
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         with self.place.locked():
@@ -457,17 +475,8 @@ class Lake:
             "WHERE database_name = ? GROUP BY ALL",
             [LAKE],
         ).to_pylist()
-        return {(row["schema"], row["name"]): set(row["columns"]) for row in rows}
-
-    def _all_complete(self, tables: Collection[Table], there: Mapping[tuple[str, str], set[str]]) -> bool:
-        """Whether all tables have all their columns; notes those that do."""
-        found = {
-            table
-            for table in tables
-            if {column.name for column in table.all_columns} <= there.get((table.schema, table.name), set())
-        }
-        self._complete |= found
-        return found.issuperset(tables)
+        self._seen = {(row["schema"], row["name"]): set(row["columns"]) for row in rows}
+        return self._seen
 
     def _create(self, transaction: Transaction, table: Table, there: set[str]) -> None:
         columns = {c.name: f"{quoted(c.name)} {sql_type(c.type)}" for c in table.all_columns}
@@ -479,6 +488,14 @@ class Lake:
         for name, definition in columns.items():
             if name not in there:
                 transaction.execute(f"ALTER TABLE {table.qualified} ADD COLUMN {definition}")
+
+
+def _complete(tables: Collection[Table], there: Mapping[tuple[str, str], set[str]]) -> bool:
+    """Whether all tables have all their columns."""
+    return all(
+        {column.name for column in table.all_columns} <= there.get((table.schema, table.name), set())
+        for table in tables
+    )
 
 
 def checked_rows(table: Table, rows: pa.Table) -> pa.Table:

@@ -102,6 +102,7 @@ class Plan:
     changed: tuple[str, ...]
     stale_by: tuple[Stale, ...]
     rows_per_second: float | None
+    """Of earlier refreshes; None if none has been recorded, or if there is nothing to do."""
     replacing: pa.ChunkedArray = field(repr=False)
     """Input ids of todo whose row takes the place of one that is there."""
     retried: pa.ChunkedArray = field(repr=False)
@@ -172,10 +173,12 @@ def plan(
         if asked and plain and _one_row(cursor, "SELECT n FROM all_failures")["n"] == 0:
             by_query = by_query and all(name in source for name in reads)  # else it could not be narrowed
             scope = scope_of(reader, table, reads, recipe, asked, by_query=by_query)
+        if asked and scope.nothing:
+            return _nothing_to_do(reader, table, source, recipe, saw, asked)
         if scope.queries is not None:
             cursor.register("scope", scope.queries)
             source = scope.narrowed(source, reads)
-        _collect_wanted(cursor, source if not scope.nothing else f"({source} LIMIT 0)", table)
+        _collect_wanted(cursor, source, table)
         _collect_present(cursor, table, recipe, config, lost, run_id, scope, there=table_there)
         _sort_out(cursor, config)
         counts = _one_row(cursor, _COUNTS)
@@ -199,7 +202,7 @@ def plan(
         todo=todo,
         changed=recipe.changed_parts(recall(lake, [other for other, _ in others])),
         stale_by=_stale_by(lake, recipe, others if config.mode is not Mode.APPEND else []),
-        rows_per_second=pace(lake, table, recipe),
+        rows_per_second=pace(lake, table, recipe) if todo.num_rows else None,
         replacing=replacing,
         retried=retried,
         doomed=doomed,
@@ -207,7 +210,34 @@ def plan(
         quarantined=counts["quarantined"],
         saw=saw,
         asked=asked,
-        untouched=scope.nothing,
+        untouched=False,
+    )
+
+
+def _nothing_to_do(reader: Transaction, table: Table, source: str, recipe: Recipe, saw: int, asked: str) -> Plan:
+    """The plan where nothing that matters has been written to."""
+    nobody = pa.chunked_array([], pa.string())
+    return Plan(
+        table=table,
+        recipe=recipe,
+        new=0,
+        stale=0,
+        reused=reader.query(f"SELECT count(*) AS n FROM {table.qualified}")["n"][0].as_py(),
+        orphaned=0,
+        failed=0,
+        given_up=0,
+        todo=reader.query(f"SELECT * FROM {source} LIMIT 0"),
+        changed=(),
+        stale_by=(),
+        rows_per_second=None,
+        replacing=nobody,
+        retried=nobody,
+        doomed=pa.table({"input_id": nobody, "recipe": nobody}),
+        released=pa.table({"input_id": nobody}),
+        quarantined=0,
+        saw=saw,
+        asked=asked,
+        untouched=True,
     )
 
 
@@ -274,7 +304,7 @@ def _collect_present(
 ) -> None:
     """done(input_id): rows that are up to date. redo(input_id): rows of this recipe to be done again.
     others(input_id, recipe): rows of other recipes."""
-    rows = scope.rows_of(table.qualified) if there and not scope.nothing else _NO_ROWS
+    rows = scope.rows_of(table.qualified) if there else _NO_ROWS
     _make(cursor, "others", f"SELECT input_id, recipe FROM {rows} WHERE recipe <> ?", [recipe.id])
     _make(cursor, "done", f"SELECT input_id FROM {rows} WHERE recipe = ?", [recipe.id])
     cursor.execute("CREATE TEMP TABLE redo (input_id VARCHAR)")

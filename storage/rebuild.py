@@ -23,7 +23,7 @@ from storage.ids import content_id
 from storage.lake import Lake, Transaction, checked_rows
 from storage.recipe import Recipe, remember, stamped
 from storage.scope import EVERYTHING, Scope, note_refresh, scope_of
-from storage.tables import RECIPES, REFRESHES, Table, quoted
+from storage.tables import RECIPES, Table, quoted
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def rebuild(
     others stay as they are.
     """
     started = time.monotonic()
-    lake.create(table, RECIPES, REFRESHES)
+    lake.create(table, RECIPES)
     mark, asked = uuid.uuid4().hex, content_id(*(table.qualified for table in reads))
     with lake.reading() as cursor:
         reader = Transaction(cursor)

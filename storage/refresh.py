@@ -29,7 +29,7 @@ from storage.plan import Mode, Plan, RefreshConfig, RefreshError, plan
 from storage.rebuild import Report, rebuild
 from storage.recipe import Recipe, remember, stamped
 from storage.scope import note_refresh
-from storage.tables import FAILURES, RECIPES, REFRESHES, THROUGHPUT, Table, quoted
+from storage.tables import FAILURES, RECIPES, THROUGHPUT, Table, quoted
 
 __all__ = [
     "BatchFunction",
@@ -193,7 +193,7 @@ def refresh(
     different places, so that little is done twice. FULL, which wants everything anew, and lost rows are not shared.
     """
     config = config or RefreshConfig()
-    lake.create(table, RECIPES, FAILURES, THROUGHPUT, REFRESHES)
+    lake.create(table, RECIPES, FAILURES, THROUGHPUT)
     others = OtherRuns(lake, table, recipe)
     planned = plan(lake, table, inputs, recipe, config, lost=lost, run_id=run_id, by_query=by_query)
     announce(planned)
@@ -351,10 +351,11 @@ class _Work:
         rows = _without(rows, taken)
         if self.commits == 0:
             remember(transaction, self.recipe)
-        if rows.num_rows:
+        if rows.num_rows and self._are_there(transaction, rows):
             outdated = self._outdated(transaction, rows)
             rows, taken = _without(rows, outdated), taken | outdated
-            self._replace(transaction, rows)
+            self._remove_predecessors(transaction, rows)
+        transaction.execute(f"INSERT INTO {self.table.qualified} BY NAME SELECT * FROM incoming", incoming=rows)
         self._update_quarantine(transaction, batch, failures)
         if self._outstanding and self._outstanding <= ids:
             self._record_throughput(transaction)
@@ -362,6 +363,16 @@ class _Work:
 
     def _message(self, **more: str | int) -> dict[str, str | int]:
         return {"run_id": self.run_id, "asset": self.table.label, "refresh": self.others.mark, **more}
+
+    def _are_there(self, transaction: Transaction, rows: pa.Table) -> bool:
+        """Whether the table has a row with an input or a key of these: one look, which is all that new rows need."""
+        name, key = self.table.qualified, quoted(self.table.key)
+        found = transaction.query(
+            f"SELECT 1 AS one FROM {name} WHERE input_id IN (SELECT input_id FROM incoming) "
+            f"OR {key} IN (SELECT {key} FROM incoming) LIMIT 1",
+            incoming=rows,
+        )
+        return bool(found.num_rows)
 
     def _outdated(self, transaction: Transaction, rows: pa.Table) -> set[str]:
         """Input ids of rows whose key another run has given to a later input meanwhile. RefreshError if it is our own
@@ -401,8 +412,8 @@ class _Work:
         source = self.inputs.strip().rstrip(";")
         return set(transaction.query(f"SELECT input_id FROM ({source})")["input_id"].to_pylist())
 
-    def _replace(self, transaction: Transaction, rows: pa.Table) -> None:
-        """Write rows in place of those of the same inputs and of the same keys."""
+    def _remove_predecessors(self, transaction: Transaction, rows: pa.Table) -> None:
+        """Rows of the same inputs and of the same keys."""
         name, key = self.table.qualified, quoted(self.table.key)
         same_recipe = " AND recipe = ?" if self.config.mode is Mode.APPEND else ""
         transaction.execute(
@@ -411,7 +422,6 @@ class _Work:
             [self.recipe.id] if same_recipe else [],
             incoming=rows,
         )
-        transaction.execute(f"INSERT INTO {name} BY NAME SELECT * FROM incoming", incoming=rows)
 
     def _update_quarantine(self, transaction: Transaction, batch: pa.Table, failures: Sequence[Failure]) -> None:
         """Failed rows of the batch go in, with one attempt more; the others come out."""

@@ -1,6 +1,6 @@
 """Which queries a refresh has to look at: those whose rows changed since the last complete refresh of the table.
 
-Belongs here: what a complete refresh leaves behind for the next (table `refreshes`), what follows from it, and
+Belongs here: the note that a complete refresh leaves behind for the next, what follows from it, and
 narrowing a SELECT to some queries. Does not belong here: what changed (storage/changes.py) or what is to be done
 (storage/plan.py).
 
@@ -20,9 +20,11 @@ import pyarrow as pa
 
 from storage.changes import Commit, changed_rows, commits_after
 from storage.lake import Lake, Transaction, parsed_nodes
+from storage.notes import read_note, write_note
 from storage.recipe import Recipe
-from storage.tables import LAKE, REFRESHES, Table, quoted
+from storage.tables import LAKE, Table, quoted
 
+_KIND = "refresh"
 _QUERY = "query_id"
 NARROW = 0.2
 """Where a larger share of a table's rows changed, looking at all of them costs less."""
@@ -44,9 +46,8 @@ class Scope:
 
     def narrowed(self, sql: str, tables: Iterable[str]) -> str:
         """The same SELECT, reading of these tables (qualified names) the rows of these queries only. The relation
-        `scope` must be there when it is run: `queries` above. Of no query at all there is nothing to read: the SELECT
-        stays as it is."""
-        if self.everything or self.nothing:  # nothing is asked with LIMIT 0, of tables that may have no such column
+        `scope` must be there when it is run: `queries` above."""
+        if self.everything:
             return sql
         for name in tables:
             sql = sql.replace(name, self.rows_of(name))
@@ -85,39 +86,30 @@ def scope_of(
 
     `asked`: content id of whatever else the inputs were asked for with, such as the text of a SELECT.
     """
-    if not reader.exists(REFRESHES):
+    last = read_note(reader, _KIND, table.label)
+    if last is None or (last["recipe"], last["inputs"]) != (recipe.id, asked):
         return EVERYTHING
-    last = reader.query(
-        f"SELECT saw, left_at FROM {REFRESHES.qualified} WHERE table_name = ? AND recipe = ? AND inputs = ?",
-        [table.label, recipe.id, asked],
-    ).to_pylist()
-    commits = commits_after(reader, min(last[0].values())) if last else None
-    if commits is None or _wrote(commits, table.qualified, last[0]["left_at"]):
+    commits = commits_after(reader, min(last["saw"], last["left_at"]))
+    if commits is None or _wrote(commits, table.qualified, last["left_at"]):
         return EVERYTHING
-    changed = {name for name in reads if _wrote(commits, name, last[0]["saw"])}
+    changed = {name for name in reads if _wrote(commits, name, last["saw"])}
     if not changed:
         return NOTHING
-    since = [commit for commit in commits if commit.snapshot > last[0]["saw"]]
+    since = [commit for commit in commits if commit.snapshot > last["saw"]]
     return _queries_changed(reader, table, changed, since) if by_query else EVERYTHING
 
 
 def note_refresh(lake: Lake, table: Table, recipe: Recipe, asked: str, *, saw: int, mark: str) -> None:
     """Leave behind that the table is complete for the inputs as they were at the snapshot `saw`; unless some commit
     since then has written to the table without our `mark` in its message."""
-    with lake.write({"asset": REFRESHES.label, "text": f"refresh of {table.label}"}) as transaction:
-        commits = commits_after(transaction, saw)
-        if commits is None or any(
-            table.qualified in commit.tables and commit.message.get("refresh") != mark for commit in commits
-        ):
-            return
-        row = {
-            "table_name": table.label,
-            "recipe": recipe.id,
-            "inputs": asked,
-            "saw": saw,
-            "left_at": transaction.snapshot(),
-        }
-        transaction.upsert(REFRESHES, pa.Table.from_pylist([row], schema=REFRESHES.arrow_schema))
+    with lake.reading() as cursor:
+        reader = Transaction(cursor)
+        commits, left_at = commits_after(reader, saw), reader.snapshot()
+    if commits is None or any(
+        table.qualified in commit.tables and commit.message.get("refresh") != mark for commit in commits
+    ):
+        return
+    write_note(lake, _KIND, table.label, {"recipe": recipe.id, "inputs": asked, "saw": saw, "left_at": left_at})
 
 
 def _wrote(commits: Iterable[Commit], name: str, after: int) -> bool:

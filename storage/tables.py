@@ -444,33 +444,6 @@ THROUGHPUT = Table(
     lineage=False,
 )
 
-CONTENTS = Table(
-    "contents",
-    "table_name",
-    (
-        _key("table_name", "The table."),
-        Column("columns", TEXT, "Content id of the names of the columns that count.", nullable=False),
-        Column("snapshot", WHOLE, "The snapshot as of which it was so.", nullable=False),
-        Column("rows", WHOLE, "Rows of the table.", nullable=False),
-        Column("mixed", TEXT, "Exclusive or of the hashes of all rows, a whole number.", nullable=False),
-    ),
-    "What each table contained, as a hash that goes on from there with what changed.",
-    lineage=False,
-)
-REFRESHES = Table(
-    "refreshes",
-    "table_name",
-    (
-        _key("table_name", "The refreshed table."),
-        Column("recipe", TEXT, "The recipe used.", nullable=False),
-        Column("inputs", TEXT, "Content id of what the inputs were asked for with.", nullable=False),
-        Column("saw", WHOLE, "The snapshot that the inputs were read at.", nullable=False),
-        Column("left_at", WHOLE, "A snapshot at which the table had a row for each of those inputs.", nullable=False),
-    ),
-    "The last complete refresh of each table: what changed since then is all that the next one has to look at.",
-    lineage=False,
-)
-
 TRUNK = (
     RAW_PROMPTS,
     INGESTION_FAILURES,
@@ -495,4 +468,4 @@ BRANCH = (
     EVAL_REWARDS,
     EVALUATION,
 )
-BOOKKEEPING = (RECIPES, FAILURES, THROUGHPUT, CONTENTS, REFRESHES)
+BOOKKEEPING = (RECIPES, FAILURES, THROUGHPUT)

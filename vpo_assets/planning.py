@@ -12,7 +12,7 @@ from functools import partial
 from typing import TypeVar
 
 from storage.differences import differences
-from storage.plan import Mode, Plan, RefreshConfig
+from storage.plan import Mode, Plan, RefreshConfig, pace
 from storage.recipe import recall
 from storage.tables import QUERIES, RAW_PROMPTS, Table
 from vpo_assets import prompts, sft
@@ -151,9 +151,9 @@ class _Planner:
         stale = min(plan.stale, plan.todo.num_rows) if self.mode is not Mode.APPEND else 0
         rows = self.platform.lake.count(step.table)
         self.forecasts[step.table] = after(rows, expected, stale + plan.orphaned + self._replaced(step, plan, rows))
-        pace = plan.rows_per_second
+        rate = plan.rows_per_second or pace(self.platform.lake, step.table, plan.recipe)
         rounded = None if expected is None else round(expected)
-        seconds = 0.0 if rounded == 0 else rounded / pace if rounded is not None and pace else None
+        seconds = 0.0 if rounded == 0 else rounded / rate if rounded is not None and rate else None
         priced, money = self._money(step, plan, expected)
         why = reasons(plan)
         if rounded != plan.todo.num_rows:
