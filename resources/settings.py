@@ -10,13 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    YamlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ml.curation import CurationSettings
 from ml.fine_tuning import DpoSettings, TrainingSettings
@@ -36,6 +32,9 @@ from resources.backend_settings import (
     VideoRewardSettings,
 )
 from resources.compute_settings import COMPUTE_BACKENDS, ComputeSettings, LocalComputeSettings
+from resources.inherited_settings import EXTENDS, laid_over, named_above, with_likes
+from resources.licences import PublishingSettings
+from resources.optimizer_settings import SafetySettings, ServingSettings
 from resources.shared_storage import SQLITE, Database, LakeSettings, Location, ObjectStoreSettings
 from storage.query_files import SCORES
 from storage.refresh import RefreshConfig
@@ -43,15 +42,19 @@ from storage.refresh import RefreshConfig
 PROFILES = Path(__file__).parent / "profiles"
 CHECKOUT = Path(__file__).parent.parent
 BUNDLED = "bundled"
+SFT = "sft"
 PLAIN_KINDS = frozenset({"int", "float", "str", "bool"})
 SECTION_NAMES = frozenset({section.__name__ for section in Section.__subclasses__()})
 CHOSEN_BY_BACKEND = frozenset({"language_model", "policy", "judge", "video_generator", "video_reward", "compute"})
-NOT_SETTINGS = frozenset({"VPO_PROFILE", "VPO_SHARED_DATA", "VPO_DEBUG", "VPO_SCREENSHOTS"})
+NOT_SETTINGS = frozenset({"VPO_PROFILE", "VPO_SHARED_DATA", "VPO_DEBUG", "VPO_SCREENSHOTS", "VPO_SERVE_KEY"})
 
 
 PAPER_SFT = TrainingSettings(learning_rate=2e-6, epochs=5, batch_size=16, micro_batch_size=2)
 PAPER_DPO = DpoSettings(learning_rate=5e-7, schedule="linear", batch_size=16, micro_batch_size=2)
 """The paper's trainings, which are the defaults: arXiv 2503.20491, and docs/training.md."""
+
+
+_CHECKPOINT = re.compile(r"(sft|dpo)-[0-9a-f]{16}")
 
 
 class SettingsError(ValueError):
@@ -100,14 +103,29 @@ class CandidateSettings(Section):
     """Sampling from the policy; the paper draws 4 at temperature 0.9 and top_p 0.9."""
 
     per_query: int = Field(4, ge=2)
-    policy: str = Field("sft", description="`sft`, or the id of any checkpoint")
+    policy: str = Field(
+        SFT, description="`sft`; or a target, whose DPO checkpoint it is then (another round); or any checkpoint's id"
+    )
     sampling: SamplingSettings = SamplingSettings(temperature=0.9, top_p=0.9)
     limit: int | None = Field(None, ge=1, description="sample for so many queries at most")
 
 
-class EvaluationSettings(Section):
-    """Held-out queries and how often each prompt is rendered."""
+METHODS = ("original", "few_shot", "sft", "vpo")
+"""What every evaluation compares: the query as it is, a few-shot prompt, and both checkpoints' prompts."""
 
+
+def _method_name(name: str) -> str:
+    if not name.isidentifier() or not name.islower() or name in METHODS:
+        raise ValueError(f"a name of lower-case letters, digits and underscores, and none of {', '.join(METHODS)}")
+    return name
+
+
+class EvaluationSettings(Section):
+    """Held-out queries, how often each prompt is rendered, and what is compared."""
+
+    others: dict[Annotated[str, AfterValidator(_method_name)], str] = Field(
+        default={}, description="more methods: a name, and a target, whose DPO checkpoint it is, or a checkpoint's id"
+    )
     seeds_per_prompt: int = Field(2, ge=1)
     sampling: SamplingSettings = SamplingSettings(temperature=0.7, top_p=1.0)
     limit: int | None = Field(None, ge=1, description="evaluate on so many queries at most")
@@ -116,6 +134,11 @@ class EvaluationSettings(Section):
 class TargetSettings(Section):
     """One target video model and everything that is done for it."""
 
+    like: str | None = Field(None, description="a target named above, whose settings hold where none are given here")
+    feedback_from: str | None = Field(
+        None, description="a target named above, whose candidates, verdicts and rewards the pairs are selected from"
+    )
+    evaluated: bool = Field(True, description="whether the target has an evaluation of its own")
     video_generator: VideoGeneratorSettings
     video_reward: VideoRewardSettings = PixelRewardSettings()
     candidates: CandidateSettings = CandidateSettings()
@@ -248,11 +271,41 @@ class Profile(BaseSettings):
     refresh: RefreshSettings = RefreshSettings()
     automation: AutomationSettings = AutomationSettings()
     storage: StorageSettings = StorageSettings()
+    safety: SafetySettings = Field(SafetySettings(), description="what optimize and serve do with failing outputs")
+    serving: ServingSettings = ServingSettings()
+    publishing: PublishingSettings = PublishingSettings()
     lake: LakeSettings = LakeSettings()
     videos: Location | None = Field(None, description="folder or s3://bucket/prefix; none: `videos` in `home`")
     checkpoints: Location | None = Field(None, description="the same of trained models; none: `checkpoints` in `home`")
     run_storage: Database = Field(SQLITE, description="Dagster's runs and events: sqlite, or a database in Postgres")
     object_store: ObjectStoreSettings = Field(ObjectStoreSettings(), description="behind s3://")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_targets(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("targets"), dict):
+            return {**given, "targets": with_likes(given["targets"])}
+        return given
+
+    @model_validator(mode="after")
+    def _references_to_targets(self) -> "Profile":
+        above: dict[str, TargetSettings] = {}
+        for name, target in self.targets.items():
+            source, policy = target.feedback_from, target.candidates.policy
+            key = f"targets.{name}.feedback_from = {source!r}"
+            if source is not None and source not in above:
+                raise ValueError(f"{key}: {named_above(above)}")
+            if source is not None and above[source].feedback_from is not None:
+                raise ValueError(f"{key}: has its own from {above[source].feedback_from}: name that one")
+            if policy != SFT and policy not in above and not _CHECKPOINT.fullmatch(policy):
+                said = f"must be {SFT}, the id of a checkpoint, or a target that is named above"
+                raise ValueError(f"targets.{name}.candidates.policy = {policy[:80]!r}: {said}")
+            for method, other in target.evaluation.others.items():
+                if other not in self.targets and not _CHECKPOINT.fullmatch(other):
+                    said = f"must be a target or the id of a checkpoint; the targets are {', '.join(self.targets)}"
+                    raise ValueError(f"targets.{name}.evaluation.others.{method} = {other[:80]!r}: {said}")
+            above[name] = target
+        return self
 
     @model_validator(mode="after")
     def _something_to_train(self) -> "Profile":
@@ -279,10 +332,10 @@ class Profile(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Environment before file; no .env file, no secrets folder."""
         del dotenv_settings, file_secret_settings
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, _file_being_read)
+        return init_settings, env_settings, InitSettingsSource(settings_cls, _being_read)
 
 
-_file_being_read: Path | None = None
+_being_read: dict[str, Any] = {}
 
 
 def load_profile(name_or_path: str | None = None) -> Profile:
@@ -290,20 +343,22 @@ def load_profile(name_or_path: str | None = None) -> Profile:
 
     Raises SettingsError with one line for every fault.
     """
-    global _file_being_read
+    global _being_read
     chosen = name_or_path or os.environ.get("VPO_PROFILE") or "local"
     file = profile_file(chosen)
     _refuse_unknown_variables()
-    _file_being_read = file
     try:
+        _being_read = _read(file)
         profile = Profile()
     except ValidationError as error:
         lines = [f"{file.name}: {line}" for line in _lines(error.errors())]
         raise SettingsError("\n".join(lines)) from None
+    except SettingsError:
+        raise
     except Exception as error:
         raise SettingsError(f"{file}: cannot be read: {error}") from error
     finally:
-        _file_being_read = None
+        _being_read = {}
     return profile.model_copy(update={"home": profile.home.expanduser().resolve()})
 
 
@@ -318,6 +373,24 @@ def profile_file(name_or_path: str) -> Path:
             f"VPO_PROFILE = {name_or_path!r}: no such profile; name a YAML file or one of {', '.join(shipped)}"
         )
     return file
+
+
+def _read(file: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a file, laid over those of the profile that it extends."""
+    given = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    if not isinstance(given, dict):
+        raise SettingsError(f"{file}: must be a section with keys of its own")
+    other = given.pop(EXTENDS, None)
+    if other is None:
+        return given
+    key = f"{file.name}: {EXTENDS} = {str(other)[:80]!r}"
+    try:
+        below = profile_file(str(other))
+    except SettingsError as error:
+        raise SettingsError(f"{key}: {str(error).partition(': ')[2]}") from None
+    if below in (*readers, file):
+        raise SettingsError(f"{key}: they extend each other")
+    return laid_over(_read(below, (*readers, file)), given)
 
 
 def _refuse_unknown_variables() -> None:

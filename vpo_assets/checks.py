@@ -34,7 +34,7 @@ from vpo_assets.learned_queries import IDS_SHOWN, learned_from
 from vpo_assets.platform import Platform
 from vpo_assets.report.tables import markdown_table
 from vpo_assets.table_assets import key_prefix
-from vpo_assets.target import score_cube
+from vpo_assets.target import Branch, score_cube
 from vpo_assets.training import Training
 
 CLEARLY_ABOVE_ONE = 1.5
@@ -286,12 +286,13 @@ def _values(platform: Platform, table: Table, section: str, metric: str) -> dict
 TRUNK_CHECKS = (no_query_in_two_splits, no_held_out_query_learned, nothing_unsafe_to_learn)
 
 
-def branch_checks(target: str, training: Training) -> list[AssetChecksDefinition]:
+def branch_checks(branch: Branch, *, evaluated: bool) -> list[AssetChecksDefinition]:
     """The checks of one target's branch that follow from the method."""
+    target, training = branch.target, branch.training
     return [
-        *reward_checks(VIDEO_REWARDS.at(target)),
+        *(reward_checks(VIDEO_REWARDS.at(target)) if branch.steps else ()),
         *pair_checks(PREFERENCE_PAIRS.at(target)),
         weights_check(training),
         removed_query_check(training),
-        *evaluation_checks(EVALUATION.at(target)),
+        *(evaluation_checks(EVALUATION.at(target)) if evaluated else ()),
     ]

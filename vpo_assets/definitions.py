@@ -28,8 +28,8 @@ DATASETS = "datasets"
 def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = None) -> Definitions:
     """All definitions of a profile: the trunk, and a branch for each of its targets."""
     quiet_libraries()
-    branches = [build_branch(target) for target in profile.targets]
-    evaluations = [build_evaluation(branch) for branch in branches]
+    branches = [build_branch(target, profile) for target in profile.targets]
+    evaluations = [build_evaluation(branch, profile) for branch in branches if profile.targets[branch.target].evaluated]
     parts: list[Branch | EvaluationBranch] = [*branches, *evaluations]
     steps: list[Step] = [prompts.QUERIES_STEP, *sft.STEPS, *sft.SET_STEPS]
     for part in parts:
@@ -37,7 +37,7 @@ def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = 
     checks = [schema_check(table) for table in (RAW_PROMPTS, *(step.table for step in steps))]
     checks += [*TRUNK_CHECKS, weights_check(sft.SFT_TRAINING), removed_query_check(sft.SFT_TRAINING)]
     for branch in branches:
-        checks += branch_checks(branch.target, branch.training)
+        checks += branch_checks(branch, evaluated=profile.targets[branch.target].evaluated)
     assets = following(
         [prompts.raw_prompts, prompts.queries, *sft.ASSETS, *(asset for part in parts for asset in part.assets)],
         profile.automation,

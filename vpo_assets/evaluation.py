@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from dagster import AssetsDefinition
 
 from ml.metrics import (
@@ -22,6 +23,7 @@ from ml.metrics import (
     video_level_table,
 )
 from resources.outcome import Outcome
+from resources.settings import Profile
 from storage.ids import content_id
 from storage.recipe import JSON, Recipe
 from storage.tables import (
@@ -32,7 +34,7 @@ from storage.tables import (
     EVALUATION,
     QUERIES,
 )
-from vpo_assets.evaluation_tables import METHODS
+from vpo_assets.evaluation_tables import methods_of
 from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
@@ -40,7 +42,7 @@ from vpo_assets.report_data import write_report
 from vpo_assets.sft import SFT_TRAINING, split_queries
 from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
-from vpo_assets.target import Branch
+from vpo_assets.target import Branch, dpo_training, policy_training
 from vpo_assets.training import Training
 from vpo_assets.writing import critique_step, few_shot_prompts, few_shot_recipe, policy_prompts, policy_recipe
 
@@ -52,6 +54,8 @@ COMPARISONS = (
     ("vpo", "few_shot"),
     ("vpo", "sft"),
 )
+COMPARED_WITH = ("original", "sft", "vpo")
+"""What each of the methods is compared with that the profile adds."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,16 @@ class EvaluationBranch:
     assets: tuple[AssetsDefinition, ...]
 
 
-def build_evaluation(branch: Branch) -> EvaluationBranch:
+def build_evaluation(branch: Branch, profile: Profile) -> EvaluationBranch:
     """The evaluation of one target's branch."""
     target, training = branch.target, branch.training
+    trainings = {"sft": SFT_TRAINING, "vpo": training} | other_trainings(profile, target)
     prompts_table, critiques_table = EVAL_PROMPTS.at(target), EVAL_CRITIQUES.at(target)
     videos_table, rewards_table = EVAL_VIDEOS.at(target), EVAL_REWARDS.at(target)
 
     prompts = RowStep(
         table=prompts_table,
-        inputs=lambda platform: _prompt_inputs(platform, target, training),
+        inputs=lambda platform: _prompt_inputs(platform, target),
         by_query=lambda platform: not platform.target(target).evaluation.limit,
         recipe=lambda _: {},  # what decides a prompt is another matter for each method, and part of its input id
         work=lambda platform, rows: _write_prompts(platform, target, rows),
@@ -92,16 +97,16 @@ def build_evaluation(branch: Branch) -> EvaluationBranch:
     rewards = reward_step(target, rewards_table, videos)
     figures = SetStep(
         table=EVALUATION.at(target),
-        recipe=lambda platform: {"policies": list(_policies(platform, training).values())},
-        work=lambda platform, _: _evaluate(platform, target, training, videos),
+        recipe=lambda platform: {"policies": list(_policies(platform, target).values())},
+        work=lambda platform, _: _evaluate(platform, target, videos),
         reads=(prompts, critiques, videos, rewards),
-        faults=lambda platform: _other_policies(platform, prompts, training),
+        faults=lambda platform: _other_policies(platform, prompts, target),
     )
     assets = (
         row_asset(
             prompts,
             description="For every held-out query its own wording, a few-shot prompt, and both checkpoints' prompts.",
-            deps=["queries", "sft_checkpoint", f"{target}/dpo_checkpoint"],
+            deps=["queries", *dict.fromkeys(one.asset_name for one in trainings.values())],
             kinds={"huggingface"},
             uses_model=True,
         ),
@@ -122,7 +127,7 @@ def build_evaluation(branch: Branch) -> EvaluationBranch:
                 videos_table.qualified,
                 QUERIES.qualified,
                 label="method || ': ' || prompt",
-                order=f"list_position({list(METHODS)}, method)",
+                order=f"list_position({methods_of(platform, target)}, method)",
             ),
         ),
         row_asset(
@@ -141,16 +146,26 @@ def build_evaluation(branch: Branch) -> EvaluationBranch:
     return EvaluationBranch(target, (prompts, critiques, videos, rewards), (figures,), assets)
 
 
-def _policies(platform: Platform, training: Training) -> dict[str, str]:
-    """The checkpoint ids that are evaluated: those that the present data and settings make."""
-    return {"sft": SFT_TRAINING.checkpoint_id(platform), "vpo": training.checkpoint_id(platform)}
+def other_trainings(profile: Profile, target: str) -> dict[str, Training]:
+    """The trainings behind the methods that the profile adds, as far as they are the profile's own."""
+    found = {
+        method: policy_training(profile, policy) for method, policy in profile.targets[target].evaluation.others.items()
+    }
+    return {method: training for method, training in found.items() if training is not None}
 
 
-def _prompt_inputs(platform: Platform, target: str, training: Training) -> str:
+def _policies(platform: Platform, target: str) -> dict[str, str]:
+    """The checkpoints that are evaluated: what the present data and settings make, and what is named by its id."""
+    trainings = {"sft": SFT_TRAINING, "vpo": dpo_training(target)} | other_trainings(platform.profile, target)
+    made = {method: training.checkpoint_id(platform) for method, training in trainings.items()}
+    return {**made, **{m: name for m, name in platform.target(target).evaluation.others.items() if m not in made}}
+
+
+def _prompt_inputs(platform: Platform, target: str) -> str:
     """Every held-out query with every method; the input id changes with whatever decides the method's prompts."""
     settings = platform.target(target).evaluation
     recipes: dict[str, dict[str, JSON]] = {"original": {}, "few_shot": few_shot_recipe(platform)}
-    policies = _policies(platform, training)
+    policies = _policies(platform, target)
     for method, checkpoint_id in policies.items():
         recipes[method] = policy_recipe(platform, checkpoint_id, settings.sampling)
     methods = ", ".join(
@@ -198,35 +213,40 @@ def _written_by(platform: Platform, target: str, method: str, rows: Sequence[Row
     return policy_prompts(platform, str(rows[0]["policy"]), rows, platform.target(target).evaluation.sampling)
 
 
-def _other_policies(platform: Platform, prompts: RowStep, training: Training) -> list[str]:
+def _other_policies(platform: Platform, prompts: RowStep, target: str) -> list[str]:
     """Held-out prompts that were not written by the checkpoints that they are about to be counted for."""
     found = platform.lake.query(
         f"SELECT method, policy, count(*) AS n FROM {prompts.table.qualified} WHERE policy IS NOT NULL GROUP BY ALL "
         "ORDER BY ALL"
     ).to_pylist()
-    wanted = _policies(platform, training)
+    wanted = _policies(platform, target)
     return [
         f"{prompts.asset} has {row['n']} {row['method']} prompts written by {row['policy']}, the present data and "
-        f"settings make {wanted[row['method']]}: refresh {prompts.asset} first"
+        f"settings make {wanted.get(row['method'], 'none')}: refresh {prompts.asset} first"
         for row in found
-        if row["policy"] != wanted[row["method"]]
+        if row["policy"] != wanted.get(row["method"])
     ]
 
 
-def _evaluate(platform: Platform, target: str, training: Training, filmed: RowStep) -> tuple[pa.Table, dict[str, Any]]:
+def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Table, dict[str, Any]]:
     """The tables of the evaluation as rows, and as pictures and a report."""
-    critiques = _by_method(platform.lake.read(EVAL_CRITIQUES.at(target), columns=["query_id", "method", "verdict"]))
+    methods = methods_of(platform, target)
+    critiques = _by_method(
+        platform.lake.read(EVAL_CRITIQUES.at(target), columns=["query_id", "method", "verdict"]), methods
+    )
     rewards = _by_method(
         platform.lake.read(
             EVAL_REWARDS.at(target),
             columns=["query_id", "method", "score", "dimensions"],
             where=f"video_id IN (SELECT video_id FROM {filmed.present(platform)})",
-        )
+        ),
+        methods,
     )
     text_level = text_level_table(critiques)
     video_level = video_level_table(rewards)
-    gained = gains(rewards, COMPARISONS)
-    policies = _policies(platform, training)
+    more = [(method, other) for method in platform.target(target).evaluation.others for other in COMPARED_WITH]
+    gained = gains(rewards, [*COMPARISONS, *more])
+    policies = _policies(platform, target)
     rows = [*_text_rows(text_level), *_video_rows(video_level), *_gain_rows(gained)]
     for row in rows:
         row["checkpoint_id"] = policies.get(row["method"])
@@ -252,10 +272,10 @@ def _evaluate(platform: Platform, target: str, training: Training, filmed: RowSt
     return own_columns(EVALUATION, rows), figures
 
 
-def _by_method(rows: pa.Table) -> pa.Table:
-    """Rows in the order of METHODS, so that tables come out in the order in which people compare."""
-    order = {method: str(i) for i, method in enumerate(METHODS)}
-    ranks = pa.array([order[method] for method in rows["method"].to_pylist()])
+def _by_method(rows: pa.Table, methods: Sequence[str]) -> pa.Table:
+    """Rows of these methods, in their order, so that tables come out in the order in which people compare."""
+    rows = rows.filter(pc.is_in(rows["method"], pa.array(methods)))
+    ranks = pc.index_in(rows["method"], pa.array(methods))
     return rows.append_column("rank", ranks).sort_by([("rank", "ascending"), ("query_id", "ascending")])
 
 

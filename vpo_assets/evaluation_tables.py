@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.table import Table as Grid
 
+from resources.settings import METHODS
 from storage.tables import EVALUATION
 from vpo_assets.platform import Platform
 from vpo_assets.report.plain_text import one_line
 
-METHODS = ("original", "few_shot", "sft", "vpo")
 TEXT_METRICS = ("aligned", "unsafe", "imprecise", "refusal")
 DIMENSION = "dimension/"
 
@@ -28,14 +28,20 @@ class UnknownTarget(ValueError):
 
 
 def chosen_target(platform: Platform, target: str | None) -> str:
-    """The target asked for, or the profile's only one. Raises UnknownTarget."""
+    """The target asked for, or the profile's only one that is evaluated. Raises UnknownTarget."""
     targets = list(platform.profile.targets)
-    if target is None and len(targets) == 1:
-        return targets[0]
+    evaluated = [name for name in targets if platform.target(name).evaluated]
+    if target is None and len(evaluated) == 1:
+        return evaluated[0]
     if target not in targets:
         asked = f"there is no target {one_line(target, 80)!r}" if target else "there are several targets"
         raise UnknownTarget(f"{asked}; name one with --target: {', '.join(targets)}")
     return target
+
+
+def methods_of(platform: Platform, target: str) -> list[str]:
+    """What a target's evaluation compares, in that order."""
+    return [*METHODS, *platform.target(target).evaluation.others]
 
 
 def evaluation_rows(platform: Platform, target: str) -> list[Row]:

@@ -16,14 +16,14 @@ from storage.plan import Mode, Plan, RefreshConfig, pace
 from storage.recipe import recall
 from storage.tables import QUERIES, RAW_PROMPTS, Table
 from vpo_assets import prompts, sft
-from vpo_assets.evaluation import build_evaluation
-from vpo_assets.evaluation_tables import METHODS
+from vpo_assets.evaluation import build_evaluation, other_trainings
+from vpo_assets.evaluation_tables import methods_of
 from vpo_assets.forecasts import Forecast, after, expected_todo, limited
 from vpo_assets.plan_words import changed, reasons
 from vpo_assets.platform import Platform
 from vpo_assets.prices import PAID_METHOD, budget_of, money_a_row, training_seconds
 from vpo_assets.steps import RowStep, SetStep
-from vpo_assets.target import build_branch
+from vpo_assets.target import build_branch, dpo_training, policy_of, policy_training
 from vpo_assets.training import Training
 
 S = TypeVar("S", RowStep, SetStep)
@@ -102,12 +102,16 @@ class _Planner:
         yield from self._of(sft.STEPS, self._rows)
         yield from self._of(sft.SET_STEPS, self._set)
         yield sft.SFT_TRAINING.asset_name, partial(self._training, sft.SFT_TRAINING)
-        for target in self.platform.profile.targets:
-            branch = build_branch(target)
-            evaluation = build_evaluation(branch)
+        profile = self.platform.profile
+        branches = [build_branch(target, profile) for target in profile.targets]
+        for branch in branches:
             yield from self._of(branch.steps, self._rows)
             yield from self._of(branch.set_steps, self._set)
             yield branch.training.asset_name, partial(self._training, branch.training)
+        for branch in branches:  # which may ask for the checkpoints of several
+            if not profile.targets[branch.target].evaluated:
+                continue
+            evaluation = build_evaluation(branch, profile)
             yield from self._of(evaluation.steps, self._rows)
             yield from self._of(evaluation.set_steps, self._set)
 
@@ -249,10 +253,11 @@ class _Planner:
         written = {method for method, name in self._policies(step.table.schema) if self.retrained.get(name)}
         return sum(method not in written for method in plan.todo["method"].to_pylist())
 
-    @staticmethod
-    def _policies(target: str) -> tuple[tuple[str, str], ...]:
+    def _policies(self, target: str) -> list[tuple[str, str]]:
         """Methods of the evaluation, with the training that each is written by."""
-        return ("sft", sft.SFT_TRAINING.asset_name), ("vpo", f"{target}/dpo_checkpoint")
+        others = other_trainings(self.platform.profile, target)
+        named = [(method, training.asset_name) for method, training in others.items()]
+        return [("sft", sft.SFT_TRAINING.asset_name), ("vpo", dpo_training(target).asset_name), *named]
 
     def _share_written_anew(self, step: RowStep) -> float:
         """Of a step that a policy writes for: the share of its rows whose policy is going to be another."""
@@ -260,12 +265,17 @@ class _Planner:
         if step.table.name == "candidates":
             return 1.0 if self._policy_changes(target) else 0.0
         if step.table.name == "eval_prompts":
-            return sum(self.retrained.get(name, False) for _, name in self._policies(target)) / len(METHODS)
+            return sum(self.retrained.get(name, False) for _, name in self._policies(target)) / self._methods(target)
         return 0.0
 
     def _policy_changes(self, target: str | None) -> bool:
         assert target is not None
-        return self.platform.target(target).candidates.policy == "sft" and self.retrained.get("sft_checkpoint", False)
+        profile = self.platform.profile
+        training = policy_training(profile, policy_of(profile, target))
+        return training is not None and self.retrained.get(training.asset_name, False)
+
+    def _methods(self, target: str) -> int:
+        return len(methods_of(self.platform, target))
 
     def _rows_a_query(self, step: RowStep) -> float:
         """By the settings, where no row tells: at most, for curation drops some queries."""
@@ -274,7 +284,7 @@ class _Planner:
             return curation.sft_share
         if step.table.name == "candidates":
             return curation.dpo_share * self.platform.target(step.table.schema).candidates.per_query
-        return curation.test_share * len(METHODS)
+        return curation.test_share * self._methods(step.table.schema)
 
     # ---- money and words -----------------------------------------------------------------------------------
 
@@ -286,9 +296,8 @@ class _Planner:
         if "method" in plan.todo.column_names and step.table.name == "eval_prompts":
             asked = plan.todo["method"].to_pylist().count(PAID_METHOD)
             queries = self._forecast(QUERIES)
-            expected = expected_todo(
-                asked, plan.inputs // len(METHODS), queries, self._rows_a_query(step) / len(METHODS)
-            )
+            methods = self._methods(step.table.schema)
+            expected = expected_todo(asked, plan.inputs // methods, queries, self._rows_a_query(step) / methods)
             expected = limited(expected, self.limit)
         if expected == 0:
             return True, 0.0

@@ -30,7 +30,7 @@ from vpo_assets.report.data import (
 )
 from vpo_assets.report.page import render_report
 from vpo_assets.report.pictures import curves, funnel
-from vpo_assets.target import score_cube
+from vpo_assets.target import feedback_source, score_cube
 
 EXAMPLES = 16
 UNSAFE_EXAMPLES = 3
@@ -90,7 +90,7 @@ def _video_level(row: metrics.VideoLevelRow) -> VideoLevelRow:
 
 
 def _f_statistic(platform: Platform, target: str) -> FStatistic | None:
-    cube = score_cube(platform, VIDEO_REWARDS.at(target))
+    cube = score_cube(platform, VIDEO_REWARDS.at(feedback_source(platform.profile, target)))
     if cube.size == 0 or cube.shape[2] < 2:
         return None
     ratio = metrics.f_statistic(cube)

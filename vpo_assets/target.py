@@ -4,7 +4,7 @@ Belongs here: candidates, candidate_critiques, videos, video_rewards, preference
 one factory for every target that the profile lists. Does not belong here: evaluation (evaluation.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ml.metrics import f_statistic
 from ml.preference import average_rewards, select_pairs
+from resources.settings import SFT, Profile
 from storage.ids import content_id
 from storage.recipe import JSON
 from storage.tables import (
@@ -38,6 +39,22 @@ from vpo_assets.writing import critique_step, policy_prompts, policy_recipe, ver
 
 
 @dataclass(frozen=True)
+class Feedback:
+    """The steps from a policy's candidates to what text and video say about them."""
+
+    target: str
+    candidates: RowStep
+    critiques: RowStep
+    videos: RowStep
+    rewards: RowStep
+
+    @property
+    def steps(self) -> tuple[RowStep, ...]:
+        """In the order of the method."""
+        return self.candidates, self.critiques, self.videos, self.rewards
+
+
+@dataclass(frozen=True)
 class Branch:
     """A target's steps, training and assets."""
 
@@ -48,26 +65,56 @@ class Branch:
     assets: tuple[AssetsDefinition, ...]
 
 
+def policy_training(profile: Profile, policy: str) -> Training | None:
+    """The training of a policy that the profile names: SFT, or a target's DPO. None for the id of a checkpoint."""
+    if policy == SFT:
+        return SFT_TRAINING
+    return dpo_training(policy) if policy in profile.targets else None
+
+
+def feedback_source(profile: Profile, target: str) -> str:
+    """The target whose candidates a target's pairs are selected from: itself, as a rule."""
+    settings = profile.targets.get(target)  # of one that was taken out of the profile, rows and checkpoints stay
+    return (settings.feedback_from if settings else None) or target
+
+
+def policy_of(profile: Profile, target: str) -> str:
+    """What the profile names as the policy that a target's candidates are sampled from, and its DPO starts from."""
+    return profile.targets[feedback_source(profile, target)].candidates.policy
+
+
 def policy_id(platform: Platform, target: str) -> str:
-    """The checkpoint that a target's candidates are sampled from: SFT's, or the one the profile names."""
-    policy = platform.target(target).candidates.policy
-    return SFT_TRAINING.checkpoint_id(platform) if policy == "sft" else policy
+    """The checkpoint that is."""
+    policy = policy_of(platform.profile, target)
+    training = policy_training(platform.profile, policy)
+    return training.checkpoint_id(platform) if training else policy
 
 
 def trained_policy(platform: Platform, target: str) -> str:
     """The same, if it is trained."""
-    policy = platform.target(target).candidates.policy
-    return SFT_TRAINING.trained(platform) if policy == "sft" else policy
+    policy = policy_of(platform.profile, target)
+    training = policy_training(platform.profile, policy)
+    return training.trained(platform) if training else policy
 
 
-def build_branch(target: str) -> Branch:
-    """The branch of one target."""
-    candidates_table, critiques_table = CANDIDATES.at(target), CANDIDATE_CRITIQUES.at(target)
+def dpo_training(target: str) -> Training:
+    """How a target's preference-optimized checkpoint comes about."""
+    return Training(
+        stage="dpo",
+        target=target,
+        data=PREFERENCE_PAIRS.at(target),
+        base=lambda platform: str(platform.checkpoints.load(trained_policy(platform, target))[0]),
+        base_name=lambda platform: policy_id(platform, target),
+        settings=lambda platform: platform.target(target).dpo,
+    )
+
+
+def feedback_steps(target: str) -> Feedback:
+    """The steps of a target's own candidates."""
+    critiques_table = CANDIDATE_CRITIQUES.at(target)
     videos_table, rewards_table = VIDEOS.at(target), VIDEO_REWARDS.at(target)
-    pairs_table = PREFERENCE_PAIRS.at(target)
-
     candidates = RowStep(
-        table=candidates_table,
+        table=CANDIDATES.at(target),
         inputs=lambda platform: _candidate_inputs(platform, target),
         by_query=lambda platform: not platform.target(target).candidates.limit,
         recipe=lambda platform: policy_recipe(
@@ -89,69 +136,75 @@ def build_branch(target: str) -> Branch:
         critiques,
     )
     rewards = reward_step(target, rewards_table, videos)
+    return Feedback(target, candidates, critiques, videos, rewards)
+
+
+def build_branch(target: str, profile: Profile) -> Branch:
+    """The branch of one target."""
+    source = feedback_source(profile, target)
+    feedback, training = feedback_steps(source), dpo_training(target)
+    policy = policy_training(profile, policy_of(profile, target)) or SFT_TRAINING
+    own = source == target
     pairs = SetStep(
-        table=pairs_table,
+        table=training.data,
         recipe=lambda platform: _pairs_recipe(platform, target),
-        work=lambda platform, _: _pairs(platform, target, candidates, videos),
-        reads=(candidates, critiques, videos, rewards),
-    )
-    training = Training(
-        stage="dpo",
-        target=target,
-        data=pairs_table,
-        base=lambda platform: str(platform.checkpoints.load(trained_policy(platform, target))[0]),
-        base_name=lambda platform: policy_id(platform, target),
-        settings=lambda platform: platform.target(target).dpo,
+        work=lambda platform, _: _pairs(platform, target, feedback),
+        reads=feedback.steps,
     )
     assets = (
-        row_asset(
-            candidates,
-            description="The policy rewrites every DPO query several times.",
-            deps=["queries", "sft_checkpoint"],
-            kinds={"huggingface"},
-            uses_model=True,
-        ),
-        row_asset(
-            critiques,
-            description="Text-level feedback: the judge's verdict on every candidate, and a refinement of the flawed.",
-            deps=[f"{target}/candidates", "queries"],
-            kinds={"python"},
-            figures=lambda platform: {"verdicts": verdict_counts(platform, critiques_table.qualified)},
-        ),
-        row_asset(
-            videos,
-            description="The target video model films every candidate that the judge found no flaw in.",
-            deps=[f"{target}/candidate_critiques"],
-            kinds={"diffusers"},
-            uses_model=True,
-            figures=lambda platform: video_figures(platform, videos_table.qualified, QUERIES.qualified),
-        ),
-        row_asset(
-            rewards,
-            description="Video-level feedback: the reward model's answers about every video, given the user's query.",
-            deps=[f"{target}/videos", "queries"],
-            kinds={"python"},
-            uses_model=True,
-            figures=lambda platform: _reward_figures(platform, rewards_table),
-        ),
+        *(_feedback_assets(feedback, policy) if own else ()),
         set_asset(
             pairs,
             description="Preference pairs: refined over flawed where the judge objects, better filmed over worse "
             "filmed where it does not.",
             deps=[
-                f"{target}/candidates",
-                f"{target}/candidate_critiques",
-                f"{target}/video_rewards",
+                f"{source}/candidates",
+                f"{source}/candidate_critiques",
+                f"{source}/video_rewards",
                 "queries",
             ],
         ),
         checkpoint_asset(
             training,
             description="The policy after direct preference optimization on text-level and video-level feedback.",
-            deps=[f"{target}/preference_pairs", "sft_checkpoint"],
+            deps=[f"{target}/preference_pairs", policy.asset_name],
         ),
     )
-    return Branch(target, (candidates, critiques, videos, rewards), (pairs,), training, assets)
+    return Branch(target, feedback.steps if own else (), (pairs,), training, assets)
+
+
+def _feedback_assets(feedback: Feedback, policy: Training) -> Iterator[AssetsDefinition]:
+    target, critiques_table = feedback.target, feedback.critiques.table
+    yield row_asset(
+        feedback.candidates,
+        description="The policy rewrites every DPO query several times.",
+        deps=["queries", policy.asset_name],
+        kinds={"huggingface"},
+        uses_model=True,
+    )
+    yield row_asset(
+        feedback.critiques,
+        description="Text-level feedback: the judge's verdict on every candidate, and a refinement of the flawed.",
+        deps=[f"{target}/candidates", "queries"],
+        kinds={"python"},
+        figures=lambda platform: {"verdicts": verdict_counts(platform, critiques_table.qualified)},
+    )
+    yield row_asset(
+        feedback.videos,
+        description="The target video model films every candidate that the judge found no flaw in.",
+        deps=[f"{target}/candidate_critiques"],
+        kinds={"diffusers"},
+        uses_model=True,
+        figures=lambda platform: video_figures(platform, feedback.videos.table.qualified, QUERIES.qualified),
+    )
+    yield row_asset(
+        feedback.rewards,
+        description="Video-level feedback: the reward model's answers about every video, given the user's query.",
+        deps=[f"{target}/videos", "queries"],
+        kinds={"python"},
+        uses_model=True,
+        figures=lambda platform: _reward_figures(platform, feedback.rewards.table),
+    )
 
 
 def _candidate_inputs(platform: Platform, target: str) -> str:
@@ -183,17 +236,17 @@ def _pairs_recipe(platform: Platform, target: str) -> dict[str, JSON]:
     }
 
 
-def _pairs(platform: Platform, target: str, sampled: RowStep, filmed: RowStep) -> tuple[pa.Table, dict[str, Any]]:
+def _pairs(platform: Platform, target: str, feedback: Feedback) -> tuple[pa.Table, dict[str, Any]]:
     """At most one pair a query, as the paper selects them. Of rows that were made several times, the present ones."""
-    lake, checklist = platform.lake, platform.video_rewards[target].checklist
+    lake, checklist = platform.lake, platform.video_rewards[feedback.target].checklist
     candidates = lake.read(
-        sampled.table,
+        feedback.candidates.table,
         columns=["query_id", "prompt_id", "prompt"],
-        where=f"prompt_id IN (SELECT prompt_id FROM {sampled.present(platform)})",
+        where=f"prompt_id IN (SELECT prompt_id FROM {feedback.candidates.present(platform)})",
     )
-    critiques = lake.read(CANDIDATE_CRITIQUES.at(target), columns=["prompt_id", "aligned", "refined"])
-    of_present = f"video_id IN (SELECT video_id FROM {filmed.present(platform)})"
-    rewards = average_rewards(lake.read(VIDEO_REWARDS.at(target), where=of_present), checklist, use=checklist.counts)
+    critiques = lake.read(feedback.critiques.table, columns=["prompt_id", "aligned", "refined"])
+    of_present = f"video_id IN (SELECT video_id FROM {feedback.videos.present(platform)})"
+    rewards = average_rewards(lake.read(feedback.rewards.table, where=of_present), checklist, use=checklist.counts)
     settings = platform.target(target).pairs
     selection = select_pairs(candidates.sort_by("prompt_id"), critiques, rewards, checklist, settings)
     queries = lake.read(QUERIES, columns=["query_id", "query"])

@@ -33,6 +33,7 @@ from storage.tables import (
 )
 from vpo_assets.platform import Platform
 from vpo_assets.report.plain_text import one_line
+from vpo_assets.target import feedback_source
 
 LONGEST_TEXT = 300
 EXAMPLES = 3
@@ -61,6 +62,11 @@ def trace(platform: Platform, identifier: str, examples: int = EXAMPLES) -> Tree
     return _Tracer(platform, examples).trace(identifier)
 
 
+def _candidates(target: str) -> _Prompts:
+    tables = [table.at(target) for table in (CANDIDATES, CANDIDATE_CRITIQUES, VIDEOS, VIDEO_REWARDS)]
+    return _Prompts(f"{target} candidate", *tables)
+
+
 class _Tracer:
     """Looks rows up as of one snapshot of the lake: now, or when a checkpoint was trained."""
 
@@ -70,8 +76,7 @@ class _Tracer:
         self._version = version
         self._kinds = [_Prompts("draft", DRAFTS, DRAFT_CRITIQUES)]
         for target in platform.profile.targets:
-            tables = [table.at(target) for table in (CANDIDATES, CANDIDATE_CRITIQUES, VIDEOS, VIDEO_REWARDS)]
-            self._kinds.append(_Prompts(f"{target} candidate", *tables))
+            self._kinds.append(_candidates(target))
             tables = [table.at(target) for table in (EVAL_PROMPTS, EVAL_CRITIQUES, EVAL_VIDEOS, EVAL_REWARDS)]
             self._kinds.append(_Prompts(f"{target} evaluation prompt", *tables))
 
@@ -149,7 +154,7 @@ class _Tracer:
     # ---- pairs, videos, prompts, queries ---------------------------------------------------------------------
 
     def _pair(self, row: Row, target: str) -> Tree:
-        kind = next(kind for kind in self._kinds if kind.prompts == CANDIDATES.at(target))
+        kind = _candidates(feedback_source(self._platform.profile, target))
         tree = Tree(_line("pair", row["pair_id"], feedback=row["feedback"], margin=row["margin"]))
         for side in ("chosen", "rejected"):
             branch = tree.add(_line(side, row[side]))

@@ -18,7 +18,7 @@ from resources.doctor.memory import ADAM, BYTES, MASTER, ModelShape, adapter_par
 from resources.doctor.needs import local_models, trained_key
 from resources.doctor.sizes import gib
 from resources.doctor.weights import Weights, all_missing
-from resources.settings import BUNDLED, Profile, TargetSettings
+from resources.settings import BUNDLED, METHODS, Profile, TargetSettings
 from storage.query_files import UnreadableFile, read_query_file
 
 LEAST = 2**30
@@ -27,8 +27,6 @@ BITS_OF_A_PIXEL = 8
 """Of a stored clip: lossless WebP of filmed scenes keeps about a third of 24 bits. Ours, on the large side."""
 STATES_AT_ONCE = 2
 """While a training saves a state, the one before it is still there."""
-METHODS = 4
-"""Prompts by so many methods are filmed for a held-out query: original, few_shot, sft, vpo."""
 ROWS_COUNTED = 200_000
 
 
@@ -116,8 +114,10 @@ def clip_bytes(target: TargetSettings, queries: int, profile: Profile) -> int:
         return 0
     curation = profile.queries.curation
     filmed = _limited(round(queries * curation.dpo_share), target.candidates.limit) * target.candidates.per_query
-    held_out = _limited(round(queries * curation.test_share), target.evaluation.limit) * METHODS
-    clips = filmed * target.seeds_per_prompt + held_out * target.evaluation.seeds_per_prompt
+    methods = len(METHODS) + len(target.evaluation.others)
+    held_out = _limited(round(queries * curation.test_share), target.evaluation.limit) * methods
+    clips = 0 if target.feedback_from else filmed * target.seeds_per_prompt
+    clips += held_out * target.evaluation.seeds_per_prompt if target.evaluated else 0
     return clips * int(sizes[0] or 0) * int(sizes[1] or 0) * int(frames or 0) * BITS_OF_A_PIXEL // 8
 
 

@@ -128,7 +128,7 @@ def test_a_lake_of_another_version(world: World) -> None:
 
 
 def test_every_table_of_the_graph_has_the_schema_that_is_asked_for(world: World) -> None:
-    branch = build_branch("shapes")
+    branch = build_branch("shapes", world.profile)
     tables = [step.table for step in (*sft.STEPS, *sft.SET_STEPS, *branch.steps, *branch.set_steps)]
     assert list(provenance.schema_faults(world.platform, tables, lambda line: pytest.fail(line))) == []
 
