@@ -125,6 +125,25 @@ def wish_of(query: str) -> Wish:
     return read_wish(harmless_query) if len(others) <= FOREIGN_WORDS else Wish()
 
 
+def faithfulness(query: str, prompt: str) -> float:
+    """Share 0..1 of what a query asks for that a prompt says: details of the shapes world by their meaning, of which
+    it must say no other, and all other words that carry meaning by their stem. 1.0 where nothing is asked for; what is
+    unsafe in the query is no part of it."""
+    harmless_query = remove_unsafe(query)
+    wanted, said = wish_of(query).details, mentioned(prompt)
+    content, missing = _content_words(harmless_query), _missing_words(harmless_query, prompt)
+    kept = sum(said.get(attribute, set()) == {value} for attribute, value in wanted.items())
+    asked = len(wanted) + len(content)
+    return (kept + len(content) - len(missing)) / asked if asked else 1.0
+
+
+def repeats_itself(prompt: str) -> bool:
+    """True where a whole sentence, or a run of four words, comes three times or more."""
+    spoken = [word.lower() for word in _WORD.findall(prompt)]
+    runs = [tuple(spoken[i : i + 4]) for i in range(len(spoken) - 3)]
+    return any(runs.count(run) >= 3 for run in set(runs))
+
+
 def styles_in(prompt: str) -> list[str]:
     """The known phrases about the footage that a prompt holds, in their order."""
     return list(dict.fromkeys(" ".join(found.group().lower().split()) for found in _STYLE.finditer(prompt)))
@@ -165,7 +184,7 @@ def _shortcomings(prompt: str) -> list[str]:
         remarks.append("is not one paragraph")
     if _breaks_off(prompt):
         remarks.append("breaks off in the middle of a sentence")
-    if _repeats(prompt):
+    if repeats_itself(prompt):
         remarks.append("repeats itself")
     return remarks
 
@@ -180,13 +199,6 @@ def _fancy_words(prompt: str) -> list[str]:
     }
     spoken = [" ".join(prompt[mention.start : mention.end].lower().split()) for mention in mentions(prompt)]
     return sorted({word for word in spoken if word in users})
-
-
-def _repeats(prompt: str) -> bool:
-    """True where a whole sentence, or a run of four words, comes three times or more."""
-    spoken = [word.lower() for word in _WORD.findall(prompt)]
-    runs = [tuple(spoken[i : i + 4]) for i in range(len(spoken) - 3)]
-    return any(runs.count(run) >= 3 for run in set(runs))
 
 
 def _breaks_off(prompt: str) -> bool:
@@ -204,7 +216,9 @@ def _mended(query: str, prompt: str) -> str:
     prompt = _whole_sentences(prompt)
     content = _content_words(query)
     lost = len(_missing_words(query, prompt))
-    usable = prompt and not is_refusal(prompt) and not _repeats(prompt) and len(_WORD.findall(prompt)) <= MOST_WORDS
+    usable = (
+        prompt and not is_refusal(prompt) and not repeats_itself(prompt) and len(_WORD.findall(prompt)) <= MOST_WORDS
+    )
     start = prompt if usable and lost <= 0.5 * len(content) else strip_introduction(query)
     start = f"What is to be seen: {start}" if is_refusal(start) else start.strip() or "An empty scene"
     return start if start[-1] in ".!?" else f"{start}."

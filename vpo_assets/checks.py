@@ -40,6 +40,10 @@ from vpo_assets.training import Training
 CLEARLY_ABOVE_ONE = 1.5
 
 
+FAITHFULNESS_LOST, REPETITION_GAINED, WORDS_GAINED = 0.05, 0.05, 0.5
+"""What VPO's prompts may lose or gain against SFT's before a check warns: shares, and a share of SFT's words. Ours."""
+
+
 def asset_key(table: Table) -> AssetKey:
     """The asset of a table."""
     return AssetKey([*key_prefix(table), table.name])
@@ -261,8 +265,24 @@ def evaluation_checks(table: Table) -> Iterator[AssetChecksDefinition]:
             metadata={f"score {method}": value for method, value in values.items()},
         )
 
+    @asset_check(asset=asset_key(table), name="vpo_not_optimized_too_far")
+    def not_too_far(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        """Against SFT's prompts, VPO's leave out no more of the query, do not repeat themselves, are not far longer."""
+        found = {name: _values(platform, table, "prompts", name) for name in ("faithful", "repeating", "words")}
+        rise = {name: values["vpo"] - values["sft"] for name, values in found.items()}
+        return AssetCheckResult(
+            passed=rise["faithful"] > -FAITHFULNESS_LOST
+            and rise["repeating"] < REPETITION_GAINED
+            and rise["words"] < WORDS_GAINED * found["words"]["sft"],
+            severity=AssetCheckSeverity.WARN,
+            metadata={
+                f"{name} {method}": values[method] for name, values in found.items() for method in ("sft", "vpo")
+            },
+        )
+
     yield safe
     yield better
+    yield not_too_far
 
 
 def _rise_of_unsafe(platform: Platform, critiques: Table) -> list[float]:

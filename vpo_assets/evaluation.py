@@ -22,6 +22,7 @@ from ml.metrics import (
     text_level_table,
     video_level_table,
 )
+from ml.prompt_statistics import PromptStatistics, prompt_statistics
 from resources.outcome import Outcome
 from resources.settings import Profile
 from storage.ids import content_id
@@ -34,7 +35,7 @@ from storage.tables import (
     EVALUATION,
     QUERIES,
 )
-from vpo_assets.evaluation_tables import methods_of
+from vpo_assets.evaluation_tables import PROMPT_METRICS, methods_of
 from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
@@ -246,17 +247,19 @@ def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Tabl
     video_level = video_level_table(rewards)
     more = [(method, other) for method in platform.target(target).evaluation.others for other in COMPARED_WITH]
     gained = gains(rewards, [*COMPARISONS, *more])
+    statistics = prompt_statistics(_by_method(_prompts_with_queries(platform, target), methods))
     policies = _policies(platform, target)
-    rows = [*_text_rows(text_level), *_video_rows(video_level), *_gain_rows(gained)]
+    rows = [*_text_rows(text_level), *_video_rows(video_level), *_gain_rows(gained), *_prompt_rows(statistics)]
     for row in rows:
         row["checkpoint_id"] = policies.get(row["method"])
         row["evaluation_id"] = content_id(row["section"], row["method"], row["against"] or "", row["metric"])
-    report = write_report(platform, target, policies, text_level, video_level, gained)
+    report = write_report(platform, target, policies, text_level, video_level, gained, statistics)
     figures = {
         "report": str(report),
         "text_level": [text_summary(row) for row in text_level],
         "video_level": [video_summary(row) for row in video_level],
         "gains": [gain_summary(row) for row in gained],
+        "prompts": [prompt_summary(row) for row in statistics],
         "scores": intervals(
             [IntervalBar(row.method, row.score, row.low, row.high) for row in video_level],
             "Video-level score with 95% interval",
@@ -270,6 +273,13 @@ def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Tabl
         ),
     }
     return own_columns(EVALUATION, rows), figures
+
+
+def _prompts_with_queries(platform: Platform, target: str) -> pa.Table:
+    return platform.lake.query(
+        "SELECT p.query_id, p.method, q.query, p.prompt, p.cut "
+        f"FROM {EVAL_PROMPTS.at(target).qualified} AS p JOIN {QUERIES.qualified} AS q USING (query_id)"
+    )
 
 
 def _by_method(rows: pa.Table, methods: Sequence[str]) -> pa.Table:
@@ -305,6 +315,23 @@ def video_summary(row: VideoLevelRow) -> dict[str, Any]:
 def gain_summary(row: GainRow) -> dict[str, Any]:
     """One line of the table of gains."""
     return {"method": row.method, "against": row.against, "mean": row.mean, "low": row.low, "high": row.high}
+
+
+def prompt_summary(row: PromptStatistics) -> dict[str, Any]:
+    """One line of the table of what prompts are like."""
+    return {"method": row.method, **{made["metric"]: made["value"] for made in _prompt_rows([row])}}
+
+
+def _prompt_rows(table: Sequence[PromptStatistics]) -> list[Row]:
+    rows = []
+    for row in table:
+        means: dict[str, Interval] = {name: getattr(row, name) for name in PROMPT_METRICS}
+        rows += [_row("prompts", row.method, name, mean if mean.n else None) for name, mean in means.items()]
+        rows += [
+            _row("prompts", row.method, "distinct_2", None, value=row.distinct_2, n=row.n),
+            _row("prompts", row.method, "self_bleu", None, value=row.self_bleu, n=row.n),
+        ]
+    return rows
 
 
 def _text_rows(table: Sequence[TextLevelRow]) -> list[Row]:

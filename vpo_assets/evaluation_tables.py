@@ -14,6 +14,9 @@ from vpo_assets.platform import Platform
 from vpo_assets.report.plain_text import one_line
 
 TEXT_METRICS = ("aligned", "unsafe", "imprecise", "refusal")
+PROMPT_METRICS = ("words", "faithful", "repeating", "cut", "unsafe_terms")
+"""Means with intervals, of ml.prompt_statistics."""
+PROMPT_FIGURES = (*PROMPT_METRICS, "distinct_2", "self_bleu")
 DIMENSION = "dimension/"
 
 Row = dict[str, Any]
@@ -56,9 +59,10 @@ def evaluation_rows(platform: Platform, target: str) -> list[Row]:
 
 
 def evaluation_summary(rows: list[Row]) -> dict[str, Any]:
-    """The evaluation as nested plain data: `queries`, `text_level` (percent), `video_level`, `gains`."""
+    """The evaluation as nested plain data: `queries`, `text_level` (percent), `video_level`, `prompts`, `gains`."""
     text = _by(rows, "text_level")
     video = _by(rows, "video_level")
+    prompts = _by(rows, "prompts")
     return {
         "queries": max((row["n"] or 0 for row in rows), default=0),
         "text_level": [
@@ -74,6 +78,10 @@ def evaluation_summary(rows: list[Row]) -> dict[str, Any]:
                 **{name: _value(video, method, DIMENSION + name) for name in dimensions(rows)},
             }
             for method in _methods(rows, "video_level")
+        ],
+        "prompts": [
+            {"method": method, **{name: _value(prompts, method, name) for name in PROMPT_FIGURES}}
+            for method in _methods(rows, "prompts")
         ],
         "gains": [
             {
@@ -98,7 +106,7 @@ def dimensions(rows: list[Row]) -> list[str]:
 
 
 def evaluation_grids(rows: list[Row]) -> list[Grid]:
-    """The evaluation as tables for a terminal: text level, video level, dimensions, gains."""
+    """The evaluation as tables for a terminal: text level, video level, dimensions, gains, prompts."""
     summary = evaluation_summary(rows)
     queries = summary["queries"]
     text = _grid(f"Text level, % of prompts ({queries} queries)", ("method", *TEXT_METRICS))
@@ -122,7 +130,10 @@ def evaluation_grids(rows: list[Row]) -> list[Grid]:
     for row in summary["gains"]:
         interval = f"{_number(row['low'])} to {_number(row['high'])}"
         gains.add_row(row["method"], row["against"], _number(row["mean"]), interval)
-    return [text, video, shares, gains]
+    prompts = _grid("What prompts are like, whatever the reward says", ("method", *PROMPT_FIGURES))
+    for row in summary["prompts"]:
+        prompts.add_row(row["method"], *(_number(row[name], 1 if name == "words" else 2) for name in PROMPT_FIGURES))
+    return [text, video, shares, gains, prompts]
 
 
 def best_checkpoint(rows: list[Row]) -> tuple[str, str, float]:

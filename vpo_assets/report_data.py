@@ -5,6 +5,7 @@ Belongs here: reading what the report shows. Does not belong here: how it is sho
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ml import metrics
+from ml.prompt_statistics import PromptStatistics
 from storage.tables import EVAL_CRITIQUES, EVAL_REWARDS, EVAL_VIDEOS, PREFERENCE_PAIRS, QUERIES, VIDEO_REWARDS
 from vpo_assets.platform import Platform
 from vpo_assets.report.data import (
@@ -24,6 +26,7 @@ from vpo_assets.report.data import (
     MethodExample,
     PairCount,
     Picture,
+    PromptRow,
     ReportData,
     TextLevelRow,
     VideoLevelRow,
@@ -44,6 +47,7 @@ def write_report(
     text_level: Sequence[metrics.TextLevelRow],
     video_level: Sequence[metrics.VideoLevelRow],
     gains: Sequence[metrics.GainRow],
+    prompts: Sequence[PromptStatistics],
 ) -> Path:
     """Write VPO_HOME/reports/<target>.html, whole or not at all; returns its path."""
     data = ReportData(
@@ -54,6 +58,7 @@ def write_report(
         text_level=[_text_level(row) for row in text_level],
         video_level=[_video_level(row) for row in video_level],
         gains=[GainRow(row.method, row.against, row.mean, row.low, row.high, row.n) for row in gains],
+        prompts=[_prompt_row(row) for row in prompts],
         f_statistic=_f_statistic(platform, target),
         pair_counts=_pair_counts(platform, target),
         funnels=[Picture("From raw prompts to queries", _query_funnel(platform))],
@@ -70,12 +75,24 @@ def write_report(
 
 
 def _estimate(interval: metrics.Interval) -> Estimate:
-    return Estimate(interval.mean, interval.low, interval.high)
+    return Estimate(interval.mean, interval.low, interval.high) if interval.n else Estimate(math.nan)
 
 
 def _text_level(row: metrics.TextLevelRow) -> TextLevelRow:
     shares = {verdict: _estimate(row.intervals[verdict]) for verdict in metrics.VERDICTS}
     return TextLevelRow(row.method, **shares, queries=row.n)
+
+
+def _prompt_row(row: PromptStatistics) -> PromptRow:
+    return PromptRow(
+        row.method,
+        words=_estimate(row.words),
+        faithful=_estimate(row.faithful),
+        repeating=_estimate(row.repeating),
+        cut=_estimate(row.cut),
+        distinct_2=Estimate(math.nan if row.distinct_2 is None else row.distinct_2),
+        self_bleu=Estimate(math.nan if row.self_bleu is None else row.self_bleu),
+    )
 
 
 def _video_level(row: metrics.VideoLevelRow) -> VideoLevelRow:

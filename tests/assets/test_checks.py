@@ -106,6 +106,19 @@ DAMAGES = {
         f"UPDATE {EVALUATION} SET value = CASE method WHEN 'vpo' THEN 1 ELSE 2 END "
         "WHERE section = 'video_level' AND metric = 'score'",
     ),
+    **{
+        what: (
+            "shapes/evaluation",
+            "vpo_not_optimized_too_far",
+            False,
+            f"UPDATE {EVALUATION} SET value = value {change} WHERE method = 'vpo' AND metric = '{metric}'",
+        )
+        for what, metric, change in (
+            ("less faithful than SFT", "faithful", "- 0.5"),
+            ("repeats itself more than SFT", "repeating", "+ 0.5"),
+            ("far longer than SFT", "words", "* 3"),
+        )
+    },
 }
 
 

@@ -81,6 +81,10 @@ def test_all_are_in_one_evaluation_with_their_checkpoints(studied: World) -> Non
     assert {(m, other) for m in OTHERS for other in ("original", "sft", "vpo")} <= {
         (row["method"], row["against"]) for row in gains
     }
+    prompts = studied.rows("SELECT method, value FROM lake.shapes.evaluation WHERE metric = 'faithful'")
+    shares = {row["method"]: row["value"] for row in prompts}
+    assert set(shares) == set(found) and all(0 <= share <= 1 for share in shares.values())
+    assert shares["original"] == 1.0 > shares["few_shot"]
     keys = studied.definitions.resolve_asset_graph().get_all_asset_keys()
     assert AssetKey(["shapes_round_2", "evaluation"]) not in keys
 

@@ -58,6 +58,20 @@ class GainRow:
 
 
 @dataclass(frozen=True)
+class PromptRow:
+    """What one method's prompts are like: mean words; shares 0..1 of what was asked for that they say, of prompts that
+    repeat themselves and that were broken off; distinct pairs of words / all; how alike they are."""
+
+    method: str
+    words: Estimate
+    faithful: Estimate
+    repeating: Estimate
+    cut: Estimate
+    distinct_2: Estimate
+    self_bleu: Estimate
+
+
+@dataclass(frozen=True)
 class FStatistic:
     """Variance of the score between prompts of a query over variance between seeds of a prompt, with its 95%
     interval. NaN where it cannot be told."""
@@ -141,6 +155,7 @@ class ReportData:
     text_level: Sequence[TextLevelRow] = ()
     video_level: Sequence[VideoLevelRow] = ()
     gains: Sequence[GainRow] = ()
+    prompts: Sequence[PromptRow] = ()
     f_statistic: FStatistic | None = None
     pair_counts: Sequence[PairCount] = ()
     funnels: Sequence[Picture] = ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vpo_assets.report import published
-from vpo_assets.report.data import Estimate, GainRow, PairCount, TextLevelRow, VideoLevelRow
+from vpo_assets.report.data import Estimate, GainRow, PairCount, PromptRow, TextLevelRow, VideoLevelRow
 
 METHOD_NAMES = {"original": "Original query", "few_shot": "Few-shot", "sft": "VPO-SFT", "vpo": "VPO"}
 NOTHING = "–"
@@ -130,6 +130,25 @@ def text_level_grid(rows: Sequence[TextLevelRow]) -> Grid:
         _group(f"Published: {published.SOURCE}", columns, theirs, (1, 1, 1, 1, 0), marked=False),
     )
     return Grid("Method", columns, groups)
+
+
+def prompt_grid(rows: Sequence[PromptRow]) -> Grid:
+    columns = (
+        Column("words"),
+        Column("faithful, %", "higher"),
+        Column("repeat themselves, %", "lower"),
+        Column("broken off, %", "lower"),
+        Column("distinct pairs of words, %", "higher"),
+        Column("self-BLEU", "lower"),
+    )
+    values = [
+        (
+            row.method,
+            [row.words, *map(_percent, (row.faithful, row.repeating, row.cut, row.distinct_2)), row.self_bleu],
+        )
+        for row in rows
+    ]
+    return Grid("Method", columns, (_group("", columns, values, (1, 1, 1, 1, 1, 2)),))
 
 
 def video_level_grid(rows: Sequence[VideoLevelRow]) -> Grid:
