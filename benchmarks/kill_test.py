@@ -1,7 +1,7 @@
 """Kill runs of the embedded pipeline with small models at random moments, and look at what they leave.
 
-    python benchmarks/kill_test.py                                    # 184 kills of runs, 16 of runs that really train
-    python benchmarks/kill_test.py --kills 8 --training-kills 0        # a quick look
+    python -m benchmarks.kill_test                                    # 184 kills of runs, 16 of runs that really train
+    python -m benchmarks.kill_test --kills 8 --training-kills 0        # a quick look
 
 Runs are `vpo materialize` in processes of their own over fresh homes: the real command, Dagster instance, lake, stores
 and refresh, with small stand-ins for the models that take a random moment for every row, so that kills (SIGKILL) fall

@@ -1,10 +1,10 @@
 """What workers on Ray are worth: throughput against workers, and what kills cost.
 
-    python benchmarks/ray_scaling.py waiting     # 1 to 64 workers that wait for something, as those of an endpoint do
-    python benchmarks/ray_scaling.py computing   # 1 and 2 workers that compute
-    python benchmarks/ray_scaling.py embedded    # prompts and videos of the embedded models: here, 1 and 2 workers
-    python benchmarks/ray_scaling.py kills       # ten kills of workers and nodes in the middle of a refresh
-    python benchmarks/ray_scaling.py picture     # docs/images/ray_scaling.png of what was measured last
+    python -m benchmarks.ray_scaling waiting     # 1 to 64 workers that wait for something, as those of an endpoint do
+    python -m benchmarks.ray_scaling computing   # 1 and 2 workers that compute
+    python -m benchmarks.ray_scaling embedded    # prompts and videos of the embedded models: here, 1 and 2 workers
+    python -m benchmarks.ray_scaling kills       # ten kills of workers and nodes in the middle of a refresh
+    python -m benchmarks.ray_scaling picture     # docs/images/ray_scaling.png of what was measured last
 
 Each mode but the last starts Ray on this machine, and keeps its figures in the folder that --figures names. Throughput
 is measured between the moment when every worker has given its first result and the last moment at which there is work

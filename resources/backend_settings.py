@@ -93,6 +93,28 @@ class BudgetSettings(Section):
         return self
 
 
+def _own_code(name: str) -> str:
+    file, colon, function = name.rpartition(":")
+    if not colon or not file.endswith(".py") or not function.isidentifier():
+        raise ValueError("must be a file and what makes the backend in it, such as my_model.py:make")
+    return name
+
+
+class OwnCodeSettings(Section):
+    """Code of your own, which runs in this process with all its rights (docs/extend)."""
+
+    backend: Literal["python"] = "python"
+    make: Annotated[str, AfterValidator(_own_code)] = Field(
+        description="file.py:function, or a class; a relative path begins where the command runs"
+    )
+    arguments: dict[str, JsonValue] = Field({}, description="what it is called with")
+
+    @property
+    def model(self) -> str:
+        """How it is called where others name their model."""
+        return self.make
+
+
 # ---- language models -------------------------------------------------------------------------------------------------
 
 
@@ -184,8 +206,14 @@ class LlmJudgeSettings(Section):
     )
 
 
+class OwnJudgeSettings(OwnCodeSettings):
+    """A judge of your own."""
+
+
 JudgeSettings: TypeAlias = Annotated[
-    Annotated[RulesJudgeSettings, Tag("rules")] | Annotated[LlmJudgeSettings, Tag("llm")],
+    Annotated[RulesJudgeSettings, Tag("rules")]
+    | Annotated[LlmJudgeSettings, Tag("llm")]
+    | Annotated[OwnJudgeSettings, Tag("python")],
     choice_of("rules"),
 ]
 
@@ -236,8 +264,16 @@ class VideoServerSettings(EndpointSettings):
     job_timeout: float = Field(3600.0, gt=0, description="seconds from asking for a video to having it")
 
 
+class OwnVideoGeneratorSettings(OwnCodeSettings):
+    """A video model of your own."""
+
+    fps: float = Field(8.0, gt=0, lt=1000)
+
+
 VideoGeneratorSettings: TypeAlias = Annotated[
-    Annotated[DiffusersSettings, Tag("diffusers")] | Annotated[VideoServerSettings, Tag("video_server")],
+    Annotated[DiffusersSettings, Tag("diffusers")]
+    | Annotated[VideoServerSettings, Tag("video_server")]
+    | Annotated[OwnVideoGeneratorSettings, Tag("python")],
     choice_of("diffusers"),
 ]
 
@@ -287,10 +323,15 @@ class VisionRewardSettings(EndpointSettings):
     batch_size: int = Field(4, ge=1, description="clips a request")
 
 
+class OwnVideoRewardSettings(OwnCodeSettings):
+    """A reward model of your own."""
+
+
 VideoRewardSettings: TypeAlias = Annotated[
     Annotated[PixelRewardSettings, Tag("pixels")]
     | Annotated[VlmRewardSettings, Tag("vlm")]
-    | Annotated[VisionRewardSettings, Tag("visionreward")],
+    | Annotated[VisionRewardSettings, Tag("visionreward")]
+    | Annotated[OwnVideoRewardSettings, Tag("python")],
     choice_of("pixels"),
 ]
 
@@ -307,6 +348,7 @@ BACKENDS = frozenset(
         PixelRewardSettings,
         VlmRewardSettings,
         VisionRewardSettings,
+        OwnCodeSettings,
     )
 )
 """Every name that a `backend` may have."""

@@ -11,6 +11,7 @@ from resources.backend_settings import (
     DiffusersSettings,
     EndpointModelSettings,
     LlmJudgeSettings,
+    OwnCodeSettings,
     Section,
     TransformersModelSettings,
     VllmModelSettings,
@@ -48,7 +49,7 @@ def _gpus(settings: RayComputeSettings, models: Iterable[Section]) -> float:
     """GPUs of one worker: none where no model is loaded, and as many as one is spread over."""
     gpus = 0.0
     for model in models:
-        if isinstance(model, TransformersModelSettings | DiffusersSettings):
+        if isinstance(model, TransformersModelSettings | DiffusersSettings | OwnCodeSettings):
             gpus = max(gpus, settings.gpus_per_worker)
         if isinstance(model, VllmModelSettings):
             spread = model.tensor_parallel_size

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from ml import rules
 from ml.rules import Critique
-from resources.backend_settings import JudgeSettings, RulesJudgeSettings
+from resources.backend_settings import JudgeSettings, OwnJudgeSettings, RulesJudgeSettings
 from resources.language_model import Identity
 from resources.models import build_language_model
 from resources.outcome import Outcome
@@ -59,6 +59,10 @@ def build_judge(settings: JudgeSettings, models: Path) -> Judge:
     """The judge that the profile names; `models` is the folder for unpacked models."""
     if isinstance(settings, RulesJudgeSettings):
         return RulesJudge()
+    if isinstance(settings, OwnJudgeSettings):
+        from resources.own_code import OwnJudge
+
+        return OwnJudge(settings)
     from resources.llm_judge import LlmJudge
 
     return LlmJudge(settings, build_language_model(settings.language_model, models))

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from resources.backend_settings import DiffusersSettings, VideoGeneratorSettings
+from resources.backend_settings import DiffusersSettings, OwnVideoGeneratorSettings, VideoGeneratorSettings
 from resources.language_model import Identity
 from resources.outcome import Outcome
 
@@ -43,6 +43,10 @@ def build_video_generator(settings: VideoGeneratorSettings, jobs: Path | None = 
         from resources.diffusers_generator import DiffusersVideoGenerator
 
         return DiffusersVideoGenerator(settings)
+    if isinstance(settings, OwnVideoGeneratorSettings):
+        from resources.own_code import OwnVideoGenerator
+
+        return OwnVideoGenerator(settings)
     from resources.video_server import ServedVideoGenerator
 
     return ServedVideoGenerator(settings, jobs)

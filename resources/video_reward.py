@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 from ml.checklist import Checklist
-from resources.backend_settings import PixelRewardSettings, VideoRewardSettings, VlmRewardSettings
+from resources.backend_settings import (
+    OwnVideoRewardSettings,
+    PixelRewardSettings,
+    VideoRewardSettings,
+    VlmRewardSettings,
+)
 from resources.language_model import Identity
 from resources.outcome import Outcome
 from resources.video_generator import Clip
@@ -85,6 +90,10 @@ def build_video_reward(settings: VideoRewardSettings, *, fps: float = 8.0, folde
         from resources.vlm_reward import VlmReward
 
         return VlmReward(settings, fps=fps, folder=folder)
+    if isinstance(settings, OwnVideoRewardSettings):
+        from resources.own_code import OwnVideoReward
+
+        return OwnVideoReward(settings)
     from resources.visionreward import VisionReward
 
     return VisionReward(settings, fps=fps)

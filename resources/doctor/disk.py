@@ -4,6 +4,7 @@ Belongs here: an estimate of bytes. Does not belong here: removing anything. Wei
 clips go by their number and size, as far as the profile says them.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -107,10 +108,11 @@ def training_bytes(parameters: int, shape: ModelShape | None, settings: Training
 
 def clip_bytes(target: TargetSettings, queries: int, profile: Profile) -> int:
     """Clips of candidates and of held-out queries. 0 where the profile does not say how large a clip is."""
-    arguments = target.video_generator.arguments
+    arguments: Mapping[str, object] = target.video_generator.arguments
     sizes = [arguments.get(name) for name in ("height", "width")]
     frames = arguments.get("num_frames", arguments.get("frames"))
-    if not all(isinstance(size, int) for size in (*sizes, frames)):
+    pixels = [size for size in (*sizes, frames) if isinstance(size, int)]
+    if len(pixels) < 3:
         return 0
     curation = profile.queries.curation
     filmed = _limited(round(queries * curation.dpo_share), target.candidates.limit) * target.candidates.per_query
@@ -118,7 +120,7 @@ def clip_bytes(target: TargetSettings, queries: int, profile: Profile) -> int:
     held_out = _limited(round(queries * curation.test_share), target.evaluation.limit) * methods
     clips = 0 if target.feedback_from else filmed * target.seeds_per_prompt
     clips += held_out * target.evaluation.seeds_per_prompt if target.evaluated else 0
-    return clips * int(sizes[0] or 0) * int(sizes[1] or 0) * int(frames or 0) * BITS_OF_A_PIXEL // 8
+    return clips * math.prod(pixels) * BITS_OF_A_PIXEL // 8
 
 
 def _limited(count: int, limit: int | None) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml import templates
 from ml.drafting import UnusableExamples, load_examples
-from resources.backend_settings import ChecklistFiles
+from resources.backend_settings import ChecklistFiles, OwnCodeSettings
 from resources.checklist_files import load_checklist
 from resources.doctor.findings import Finding, fault, ok, warning
 from resources.outcome import Unavailable
@@ -35,6 +35,24 @@ def check_files(profile: Profile) -> Iterator[Finding]:
         source = getattr(target.video_reward, "checklist", None)
         if source is not None:
             yield _checklist(f"targets.{name}.video_reward.checklist", source)
+
+
+    yield from _own_code(profile)
+
+
+def _own_code(profile: Profile) -> Iterator[Finding]:
+    """Files of the user's own backends: whether they are there; they are not run."""
+    chosen: list[tuple[str, object]] = [("judge", profile.judge)]
+    for name, target in profile.targets.items():
+        chosen.append((f"targets.{name}.video_generator", target.video_generator))
+        chosen.append((f"targets.{name}.video_reward", target.video_reward))
+    for key, settings in chosen:
+        if isinstance(settings, OwnCodeSettings):
+            file = Path(settings.make.rpartition(":")[0]).expanduser().absolute()
+            if file.is_file():
+                yield ok(f"{key}.make", str(file))
+            else:
+                yield fault(f"{key}.make", f"there is no file {file}", "name it from the folder that vpo runs in")
 
 
 def _queries(profile: Profile) -> Iterator[Finding]:
