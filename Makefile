@@ -8,7 +8,7 @@ CLUSTER_READY := .venv/.cluster-ready
 VLLM_BIN := .venv-vllm/bin
 VLLM_READY := .venv-vllm/.ready
 
-.PHONY: help env vllm-env demo test test-vllm test-cluster test-long lint ui shapes-model screenshots
+.PHONY: help env vllm-env demo test test-vllm test-cluster test-long lint ui shapes-model screenshots docs docs-serve
 
 help:
 	@echo "make demo          make the environment, run the whole loop, show what it is worth"
@@ -21,6 +21,7 @@ help:
 	@echo "make vllm-env      the environment with the CPU build of vLLM only (.venv-vllm)"
 	@echo "make lint          ruff, mypy, import-linter"
 	@echo "make shapes-model  train the embedded video model anew (hours on two cores, minutes on a GPU)"
+	@echo "make docs          the documentation as a site, in site/"
 	@echo "make screenshots   take the pictures of docs/images anew"
 
 env: $(READY)
@@ -94,6 +95,12 @@ ui: $(READY)
 # One process a GPU or core; change the number where you have more. Resumes where it was stopped.
 shapes-model: $(READY)
 	$(BIN)/torchrun --nproc_per_node 2 -m ml.shapes.train --out ml/shapes/weights
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 screenshots: $(READY)
 	VPO_SCREENSHOTS=docs/images $(BIN)/pytest -m ui

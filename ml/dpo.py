@@ -18,9 +18,10 @@ from ml.fine_tuning import (
     too_long_count,
     train_and_save,
 )
+from ml.supervision import Supervisor
 
 
-def train(job: TrainingJob) -> None:
+def train(job: TrainingJob, supervisor: Supervisor | None = None) -> None:
     """Train as the job says, against the job's base model as the reference policy."""
     from trl import DPOConfig, DPOTrainer
 
@@ -43,7 +44,7 @@ def train(job: TrainingJob) -> None:
         [pair["prompt"] + answer for pair in pairs for answer in (pair["chosen"], pair["rejected"])],
         job.dpo.max_length,
     )
-    train_and_save(trainer, tokenizer, job, len(pairs), too_long)
+    train_and_save(trainer, tokenizer, job, len(pairs), too_long, supervisor)
 
 
 def own_arguments(settings: DpoSettings) -> dict[str, Any]:

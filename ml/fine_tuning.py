@@ -7,10 +7,10 @@ Belongs here: everything around TRL that is the same for both. Does not belong h
 import hashlib
 import json
 import os
-import signal
 import sys
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ml.parent_death import die_with_parent
 from ml.saving import save_model
+from ml.supervision import FAILURE_MARK, INTERRUPTED, ParentProcess, Supervisor, tell
 
-PROGRESS_MARK = "vpo-progress "
-FAILURE_MARK = "vpo-failure "
-INTERRUPTED = 128 + signal.SIGTERM
-"""Exit status of a training that was asked to end: its state is saved, and there is no model."""
 STATES_KEPT = 1
 """A new state is whole before the one before it goes."""
 
@@ -127,19 +124,19 @@ def run(train: Callable[[TrainingJob], None]) -> None:
     job = read_job(sys.argv)
     try:
         train(job)
-        _end_together()
+        end_together()
     except Interrupted as interrupted:
-        _end_together()
-        _tell(FAILURE_MARK, str(interrupted))
+        end_together()
+        tell(FAILURE_MARK, str(interrupted))
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         traceback.print_exc()
         sys.stderr.flush()
-        _tell(FAILURE_MARK, f"{type(error).__name__}: {error}")
+        tell(FAILURE_MARK, f"{type(error).__name__}: {error}")
         raise SystemExit(1) from None
 
 
-def _end_together() -> None:
+def end_together() -> None:
     """Wait for the process that writes the model. One that ends before it takes the others with it."""
     import torch.distributed as distributed
 
@@ -260,8 +257,8 @@ def too_long_count(tokenizer: Any, conversations: list[list[dict[str, str]]], ma
     )
 
 
-def progress_callback() -> Any:
-    """A callback that prints every logged step as one JSON line, for whoever started the process."""
+def progress_callback(supervisor: Supervisor) -> Any:
+    """A callback that tells of every logged step."""
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):  # type: ignore[misc]
@@ -269,41 +266,35 @@ def progress_callback() -> Any:
             del args, control
             if state.is_world_process_zero and logs:
                 figures = {key: value for key, value in logs.items() if isinstance(value, int | float)}
-                _tell(PROGRESS_MARK, {"step": state.global_step, "steps": state.max_steps, **figures})
+                supervisor.progress({"step": state.global_step, "steps": state.max_steps, **figures})
 
     return Progress()
 
 
-def interruption_callback() -> Any:
-    """A callback that ends the training at SIGTERM after the step under way, with a state to go on from.
+def interruption_callback(supervisor: Supervisor) -> Any:
+    """A callback that ends the training, when that is asked, after the step under way, with a state to go on from.
 
-    Before and after the training itself SIGTERM ends the process at once, as ever. Several processes are not told at
-    the same step, so that each step they ask one another: all of them save after the same one.
+    Several processes are not told at the same step, so that each step they ask one another: all of them save after the
+    same one.
     """
     from transformers import TrainerCallback
 
     class Interruption(TrainerCallback):  # type: ignore[misc]
-        asked = False
         stopped = False
-        before: Any = signal.SIG_DFL
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             del args, state, control
-
-            def ask(*_: object) -> None:
-                self.asked = True
-
-            self.before = signal.signal(signal.SIGTERM, ask)
+            supervisor.listen()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step < state.max_steps and _any_process(self.asked, args.device):
+            if state.global_step < state.max_steps and _any_process(supervisor.end_is_asked(), args.device):
                 control.should_save = True
                 control.should_training_stop = True
                 self.stopped = True
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             del args, state, control
-            signal.signal(signal.SIGTERM, self.before)
+            supervisor.stop_listening()
 
     return Interruption()
 
@@ -318,12 +309,6 @@ def _any_process(asked: bool, device: Any) -> bool:
     flag = torch.tensor(int(asked), device=device)
     distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
     return bool(flag.item())
-
-
-def _tell(mark: str, what: object) -> None:
-    """One line for whoever started the process."""
-    sys.stdout.write(f"{mark}{json.dumps(what)}\n")
-    sys.stdout.flush()
 
 
 def dataset_file(job: TrainingJob, rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -349,17 +334,25 @@ def _write_arrow(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     table = pa.Table.from_pylist([dict(row) for row in rows])
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(".writing")
+    beside = file.with_suffix(f".{uuid.uuid4().hex}")  # processes of several machines may write it at once
     with pa.OSFile(str(beside), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     beside.rename(file)
 
 
-def train_and_save(trainer: Any, tokenizer: Any, job: TrainingJob, examples: int, too_long: int) -> None:
+def train_and_save(
+    trainer: Any,
+    tokenizer: Any,
+    job: TrainingJob,
+    examples: int,
+    too_long: int,
+    supervisor: Supervisor | None = None,
+) -> None:
     """Train from the last saved state, if there is one; save model, tokenizer and report. Raises Interrupted."""
+    supervisor = supervisor or ParentProcess()
     started = time.monotonic()
-    interruption = interruption_callback()
-    trainer.add_callback(progress_callback())
+    interruption = interruption_callback(supervisor)
+    trainer.add_callback(progress_callback(supervisor))
     trainer.add_callback(interruption)
     trainer.train(resume_from_checkpoint=last_state(job.work))
     if interruption.stopped:

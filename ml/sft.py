@@ -17,9 +17,10 @@ from ml.fine_tuning import (
     too_long_count,
     train_and_save,
 )
+from ml.supervision import Supervisor
 
 
-def train(job: TrainingJob) -> None:
+def train(job: TrainingJob, supervisor: Supervisor | None = None) -> None:
     """Train as the job says. The loss counts the answer's tokens only."""
     from trl import SFTConfig, SFTTrainer
 
@@ -36,7 +37,7 @@ def train(job: TrainingJob) -> None:
         peft_config=lora_config(job.sft),
     )
     too_long = too_long_count(tokenizer, conversations, job.sft.max_length)
-    train_and_save(trainer, tokenizer, job, len(conversations), too_long)
+    train_and_save(trainer, tokenizer, job, len(conversations), too_long, supervisor)
 
 
 def own_arguments() -> dict[str, Any]:

@@ -5,7 +5,7 @@ here: working on anything (compute.py, ray_compute.py).
 """
 
 import re
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, JsonValue, Tag, field_validator
 
@@ -53,32 +53,26 @@ class StageSettings(Section):
     batches_in_flight: int | None = Field(None, ge=1)
 
 
-class RayComputeSettings(Section):
-    """Ray actors: each loads the stage's models once, holds its GPUs and takes one batch after the other."""
+class RayWorkersSettings(Section):
+    """A Ray cluster, and workers on it."""
 
-    backend: Literal["ray"] = "ray"
+    key: ClassVar[str] = "compute"
+    """Where the section stands in a profile."""
+    asked_by: ClassVar[str] = "compute.backend is ray"
+
     address: Annotated[str | None, AfterValidator(_address)] = Field(
         None, description="host:port of a running cluster's head, or auto; none: a cluster on this machine, for the run"
     )
     node_address: str | None = Field(
         None, description="this machine's own address in the cluster, where it has several"
     )
-    workers: int = Field(2, ge=1, description="actors of one stage")
-    gpus_per_worker: Gpus = Field(
-        0, ge=0, description="a fraction, one or several; only stages that load a model hold GPUs"
-    )
     cpus_per_worker: float = Field(1, ge=0)
     memory_gb_per_worker: float | None = Field(None, gt=0, description="asked of Ray when it places a worker")
-    batches_in_flight: int = Field(2, ge=1, description="batches a worker has: one at work, others waiting")
-    deaths_per_batch: int = Field(
-        2, ge=1, description="workers that a batch may cost before it is halved, and a row before it is quarantined"
-    )
     start_seconds: float = Field(300, gt=0, description="patience while there is no worker at all")
     environment: dict[str, JsonValue] = Field(
         {}, description="Ray's runtime_env of the workers: working_dir, pip, env_vars; no keys, Ray writes it down"
     )
     local_cpus: int | None = Field(None, ge=1, description="CPUs that a cluster on this machine counts; none: its own")
-    stages: dict[Stage, StageSettings] = Field({}, description="other figures for prompts, critiques, videos, rewards")
 
     @field_validator("environment")
     @classmethod
@@ -89,10 +83,45 @@ class RayComputeSettings(Section):
                 raise ValueError(f"{name} looks like a key, and Ray writes this down: set it where `ray start` runs")
         return environment
 
+
+class RayComputeSettings(RayWorkersSettings):
+    """Ray actors: each loads the stage's models once, holds its GPUs and takes one batch after the other."""
+
+    backend: Literal["ray"] = "ray"
+    workers: int = Field(2, ge=1, description="actors of one stage")
+    gpus_per_worker: Gpus = Field(
+        0, ge=0, description="a fraction, one or several; only stages that load a model hold GPUs"
+    )
+    batches_in_flight: int = Field(2, ge=1, description="batches a worker has: one at work, others waiting")
+    deaths_per_batch: int = Field(
+        2, ge=1, description="workers that a batch may cost before it is halved, and a row before it is quarantined"
+    )
+    stages: dict[Stage, StageSettings] = Field({}, description="other figures for prompts, critiques, videos, rewards")
+
     def of_stage(self, stage: Stage) -> "RayComputeSettings":
         """The settings with those of one stage put in."""
         own = self.stages.get(stage, StageSettings()).model_dump(exclude_none=True)
         return self.model_copy(update=own)
+
+
+class RayTrainingSettings(RayWorkersSettings):
+    """Ray Train's workers: processes of one training, on any nodes."""
+
+    key: ClassVar[str] = "trainer.ray"
+    asked_by: ClassVar[str] = "trainer.launcher is ray"
+
+    workers: int = Field(2, ge=1, description="processes that train together")
+    gpus_per_worker: int = Field(0, ge=0, le=1, description="1: each trains on a GPU of its own; 0: on CPUs")
+    max_failures: int = Field(
+        3, ge=0, description="how often the workers are started again, from the last state, after one was lost"
+    )
+
+    def on_cluster_of(self, compute: "ComputeSettings") -> "RayTrainingSettings":
+        """The settings with compute's cluster, where none is named here."""
+        if self.address is not None or not isinstance(compute, RayComputeSettings):
+            return self
+        update = {"address": compute.address, "node_address": self.node_address or compute.node_address}
+        return self.model_copy(update=update)
 
 
 ComputeSettings: TypeAlias = Annotated[

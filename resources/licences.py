@@ -70,7 +70,7 @@ APACHE = Licence(id="apache-2.0", name="Apache License 2.0", url="https://www.ap
 EMBEDDED_MODEL = APACHE
 """SmolLM2-135M-Instruct."""
 EMBEDDED_MODEL_HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-BUNDLED_QUERIES = SourceLicence(**APACHE.model_dump(), title="the queries of the shapes world that come with VPO")
+BUNDLED_QUERIES = SourceLicence(**APACHE.model_dump(), title="queries of the shapes world, bundled with the platform")
 VIDPROM = SourceLicence(
     id="cc-by-nc-4.0",
     name="Creative Commons Attribution-NonCommercial 4.0",

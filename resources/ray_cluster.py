@@ -12,7 +12,7 @@ import socket
 import sys
 from typing import Any
 
-from resources.compute_settings import RayComputeSettings
+from resources.compute_settings import RayWorkersSettings
 from resources.outcome import Unavailable
 
 HOW_TO_INSTALL = "pip install 'ray[default]>=2.60,<2.61', or the project with its extra `ray`"
@@ -20,34 +20,35 @@ CONNECT_SECONDS = 5.0
 TOKEN_VARIABLES = {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}
 
 
-def imported_ray() -> Any:
-    """The module. Raises Unavailable where it is not installed."""
+def imported_ray(asked_by: str = RayWorkersSettings.asked_by) -> Any:
+    """The module, for a setting of the profile. Raises Unavailable where it is not installed."""
     try:
         import ray
     except ImportError as error:
-        raise Unavailable(f"compute.backend is ray, which is not installed ({error}): {HOW_TO_INSTALL}") from None
+        raise Unavailable(f"{asked_by}, which is not installed ({error}): {HOW_TO_INSTALL}") from None
     return ray
 
 
-def connect(settings: RayComputeSettings) -> Any:
-    """The module, connected; a connection that this process has already is used. Raises Unavailable."""
+def connect(settings: RayWorkersSettings, *, show_workers: bool = False) -> Any:
+    """The module, connected; a connection that this process has already is used. What workers print is shown if asked.
+    Raises Unavailable."""
     # Ray reports its use to its makers unless it is told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if settings.address is None and "ray" not in sys.modules and not TOKEN_VARIABLES & os.environ.keys():
         # Ray listens on every interface, behind a token that it reads once and would keep in a file open to all.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ray = imported_ray()
+    ray = imported_ray(settings.asked_by)
     if ray.is_initialized():
         return ray
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "namespace": "vpo"}
+    options: dict[str, Any] = {"log_to_driver": show_workers, "logging_level": "error", "namespace": "vpo"}
     if settings.node_address is not None:
         options["_node_ip_address"] = settings.node_address
     if settings.address is None:
         options |= {"address": "local", "include_dashboard": False, "num_cpus": settings.local_cpus}
     else:
         if settings.address != "auto":
-            _raise_if_nobody_listens(settings.address)
+            _raise_if_nobody_listens(settings.key, settings.address)
         options["address"] = settings.address
     try:
         ray.init(**options)
@@ -56,21 +57,21 @@ def connect(settings: RayComputeSettings) -> Any:
     return ray
 
 
-def _raise_if_nobody_listens(address: str) -> None:
+def _raise_if_nobody_listens(key: str, address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise Unavailable(
-            f"no Ray cluster answers at compute.address = {address} ({error}): start one with `ray start --head "
+            f"no Ray cluster answers at {key}.address = {address} ({error}): start one with `ray start --head "
             f"--port {port}` there, correct the address, or set it to null for a cluster on this machine"
         ) from None
 
 
-def in_words(settings: RayComputeSettings, version: str, error: Exception) -> str:
+def in_words(settings: RayWorkersSettings, version: str, error: Exception) -> str:
     """One line about why `ray.init` did not work."""
     text = str(error)
-    where = f"the Ray cluster at compute.address = {settings.address}"
+    where = f"the Ray cluster at {settings.key}.address = {settings.address}"
     if "ersion mismatch" in text:
         ours = f"Ray {version} and Python {platform.python_version()}"
         theirs = re.search(r"cluster was started with:\s*Ray: (\S+)\s*Python: (\S+)", text)
@@ -87,7 +88,7 @@ def in_words(settings: RayComputeSettings, version: str, error: Exception) -> st
         return f"this machine is no node of a running Ray cluster: {_first_line(text)}"
     return (
         f"{where} cannot be joined: {_first_line(text)}. Is this machine a node of it (`ray start --address "
-        f"{settings.address}`, compute.node_address), and does RAY_AUTH_TOKEN_PATH name its token here?"
+        f"{settings.address}`, {settings.key}.node_address), and does RAY_AUTH_TOKEN_PATH name its token here?"
     )
 
 

@@ -61,7 +61,7 @@ class Worker:
             self._unpack()
         except Exception as error:
             fault = described(error)
-        return WorkerReport(socket.gethostname(), os.getpid(), project_code(), fault, _store_fault(probe))
+        return WorkerReport(socket.gethostname(), os.getpid(), project_code(), fault, store_fault(probe))
 
     def work(self, batch: pa.Table) -> Answer:
         """Apply the function."""
@@ -74,6 +74,11 @@ class Worker:
         if self._function is None:
             self._function = pickle.loads(self._packed)  # noqa: S301 (packed by the driver, brought by its cluster)
         return self._function
+
+
+def seen_from_here(probe: Probe) -> WorkerReport:
+    """What a node says of itself that no work was given to."""
+    return WorkerReport(socket.gethostname(), os.getpid(), project_code(), None, store_fault(probe))
 
 
 def that_travels(error: Exception) -> Exception:
@@ -102,7 +107,8 @@ def project_code() -> str:
     return digest.hexdigest()[:24]
 
 
-def _store_fault(probe: Probe) -> str | None:
+def store_fault(probe: Probe) -> str | None:
+    """Why the folder of a probe is not the one that the driver put it into; None if it is."""
     try:
         text = probe.file.read_text()
     except OSError as error:

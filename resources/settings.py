@@ -31,7 +31,7 @@ from resources.backend_settings import (
     VideoGeneratorSettings,
     VideoRewardSettings,
 )
-from resources.compute_settings import COMPUTE_BACKENDS, ComputeSettings, LocalComputeSettings
+from resources.compute_settings import COMPUTE_BACKENDS, ComputeSettings, LocalComputeSettings, RayTrainingSettings
 from resources.inherited_settings import EXTENDS, laid_over, named_above, with_likes
 from resources.licences import PublishingSettings
 from resources.optimizer_settings import SafetySettings, ServingSettings
@@ -192,6 +192,25 @@ class StorageSettings(Section):
     )
 
 
+class RunsSettings(Section):
+    """Where the runs are that the UI and its daemon start; those of `vpo materialize` are in its own process."""
+
+    launcher: Literal["local", "ray"] = Field(
+        "local", description="local: processes of the machine that the UI is on; ray: jobs of a Ray cluster"
+    )
+    address: str | None = Field(
+        None, pattern=r"^https?://[A-Za-z0-9._\[\]:-]+$", description="of the cluster's job server: http://head:8265"
+    )
+    cpus: float = Field(1, ge=0, description="that the cluster counts for a run, beside those of its workers")
+    resumes: int = Field(3, ge=0, description="how often a run whose node or process is gone goes on by itself")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> "RunsSettings":
+        if (self.launcher == "ray") != (self.address is not None):
+            raise ValueError("launcher: ray and address: http://head:8265 belong together")
+        return self
+
+
 ACCELERATE_CONFIGS = PROFILES / "accelerate"
 LAUNCHES = ("none", "single", "ddp", "fsdp", "zero3")
 ONE_PROCESS = frozenset({"none", "single"})
@@ -217,6 +236,10 @@ class TrainerSettings(Section):
     """How training processes are started."""
 
     backend: Literal["trl"] = "trl"
+    launcher: Literal["accelerate", "ray"] = Field(
+        "accelerate", description="accelerate: on this machine; ray: Ray Train's workers, on any nodes of a cluster"
+    )
+    ray: RayTrainingSettings = Field(RayTrainingSettings(), description="the workers of launcher: ray")
     accelerate: Annotated[str, AfterValidator(_launch)] = Field(
         "none",
         description="none: one plain process; by `accelerate launch`: single, ddp (a copy of the model a GPU), fsdp or "
@@ -229,10 +252,26 @@ class TrainerSettings(Section):
 
     @model_validator(mode="after")
     def _one_means_one(self) -> "TrainerSettings":
+        if self.launcher == "ray":
+            return self._with_workers_of_ray()
         if self.accelerate in ONE_PROCESS and not self.launch and self.processes not in ("auto", 1):
             raise ValueError(
                 f"accelerate: {self.accelerate} is one process, not {self.processes}: choose ddp, fsdp or zero3"
             )
+        return self
+
+    def _with_workers_of_ray(self) -> "TrainerSettings":
+        if self.processes != "auto":
+            raise ValueError(f"processes = {self.processes} is of launcher: accelerate; with ray it is ray.workers")
+        if self.launch:
+            raise ValueError("launch is of launcher: accelerate, which is not used with ray")
+        if self.accelerate in ONE_PROCESS and self.ray.workers > 1:
+            raise ValueError(
+                f"accelerate: {self.accelerate} is one process, and ray.workers = {self.ray.workers}: choose ddp, fsdp "
+                "or zero3"
+            )
+        if self.accelerate not in (*ONE_PROCESS, "ddp") and not self.ray.gpus_per_worker:
+            raise ValueError(f"accelerate: {self.accelerate} splits the model over GPUs: set ray.gpus_per_worker to 1")
         return self
 
     @property
@@ -277,6 +316,7 @@ class Profile(BaseSettings):
     lake: LakeSettings = LakeSettings()
     videos: Location | None = Field(None, description="folder or s3://bucket/prefix; none: `videos` in `home`")
     checkpoints: Location | None = Field(None, description="the same of trained models; none: `checkpoints` in `home`")
+    runs: RunsSettings = Field(RunsSettings(), description="where runs are that nobody starts from a terminal")
     run_storage: Database = Field(SQLITE, description="Dagster's runs and events: sqlite, or a database in Postgres")
     object_store: ObjectStoreSettings = Field(ObjectStoreSettings(), description="behind s3://")
 
@@ -305,6 +345,12 @@ class Profile(BaseSettings):
                     said = f"must be a target or the id of a checkpoint; the targets are {', '.join(self.targets)}"
                     raise ValueError(f"targets.{name}.evaluation.others.{method} = {other[:80]!r}: {said}")
             above[name] = target
+        return self
+
+    @model_validator(mode="after")
+    def _runs_elsewhere_are_recorded_for_all(self) -> "Profile":
+        if self.runs.launcher == "ray" and self.run_storage == SQLITE:
+            raise ValueError("runs.launcher = 'ray': runs on other machines need run_storage in Postgres")
         return self
 
     @model_validator(mode="after")

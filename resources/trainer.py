@@ -1,7 +1,7 @@
 """Training in a process of its own: started, watched, and ended with the run that wanted it.
 
-Belongs here: starting ml/sft.py and ml/dpo.py, alone or over several devices, passing their progress on, and turning
-their failures into one clear message. Does not belong here: the training itself.
+Belongs here: starting ml/sft.py and ml/dpo.py, alone, over several devices or by Ray over several machines, passing
+their progress on, and turning their failures into one clear message. Does not belong here: the training itself.
 """
 
 import json
@@ -16,8 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from ml.fine_tuning import FAILURE_MARK, INTERRUPTED, PROGRESS_MARK, TrainingJob
+from ml.fine_tuning import TrainingJob
 from ml.parent_death import die_with_parent
+from ml.supervision import FAILURE_MARK, INTERRUPTED, PROGRESS_MARK
+from resources.compute_settings import ComputeSettings, LocalComputeSettings
 from resources.settings import ONE_PROCESS, TrainerSettings
 
 OnProgress = Callable[[dict[str, float]], None]
@@ -54,10 +56,12 @@ class _Ending:
 
 
 class TrlTrainer:
-    """TRL in a process group of its own: alone, or over several devices by `accelerate launch`."""
+    """TRL in a process group of its own: alone, over several devices by `accelerate launch`, or driven from there on a
+    Ray cluster."""
 
-    def __init__(self, settings: TrainerSettings | None = None) -> None:
+    def __init__(self, settings: TrainerSettings | None = None, compute: ComputeSettings | None = None) -> None:
         self.settings = settings or TrainerSettings()
+        self._compute = compute or LocalComputeSettings()
 
     def train(self, method: Literal["sft", "dpo"], job: TrainingJob, on_progress: OnProgress) -> None:
         """Run one job to its end; `on_progress` gets every logged step. Raises TrainingFailed."""
@@ -88,6 +92,8 @@ class TrlTrainer:
             raise TrainingFailed(_account(method, ending, log_file))
 
     def _command(self, method: str, job_file: Path) -> list[str]:
+        if self.settings.launcher == "ray":
+            return [sys.executable, "-m", "resources.ray_training", str(self._ray_plan(method, job_file))]
         module = ["-m", f"ml.{method}", str(job_file)]
         config = self.settings.accelerate_config
         if config is None and not self.settings.launch:
@@ -105,7 +111,25 @@ class TrlTrainer:
             ]
         return [sys.executable, "-m", "accelerate.commands.launch", *chosen, *self.settings.launch, *module]
 
+    def _ray_plan(self, method: str, job_file: Path) -> Path:
+        """The file that a training on Ray is started with, beside that of its job."""
+        job = json.loads(job_file.read_text())
+        launch = None
+        if self.settings.accelerate not in WHOLE_STATES:
+            launch = [*("--config_file", str(self.settings.accelerate_config))]
+            launch += [
+                *("--num_processes", str(self._processes())),
+                *("--mixed_precision", MIXED_PRECISION[job["dtype"]]),
+            ]
+        ray = self.settings.ray.on_cluster_of(self._compute)
+        plan = {"method": method, "job": job, "ray": ray.model_dump(mode="json"), "launch": launch}
+        file = job_file.with_name("ray_plan.json")
+        file.write_text(json.dumps({**plan, "environment": QUIETLY}, indent=1))
+        return file
+
     def _processes(self) -> int:
+        if self.settings.launcher == "ray":
+            return self.settings.ray.workers
         if self.settings.accelerate in ONE_PROCESS:
             return 1
         return max(1, _gpus()) if self.settings.processes == "auto" else self.settings.processes
@@ -122,8 +146,8 @@ class TrlTrainer:
         spread it over more.
         """
         chosen = {**QUIETLY, **environment}
-        alone = self.settings.accelerate == "single" or (
-            self.settings.accelerate == "none" and not self.settings.launch
+        alone = self.settings.launcher == "accelerate" and (
+            self.settings.accelerate == "single" or (self.settings.accelerate == "none" and not self.settings.launch)
         )
         if alone:
             chosen["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
@@ -191,6 +215,6 @@ def _end_group(process: subprocess.Popen[str]) -> None:
             continue
 
 
-def build_trainer(settings: TrainerSettings) -> TrlTrainer:
-    """The trainer that the profile names."""
-    return TrlTrainer(settings)
+def build_trainer(settings: TrainerSettings, compute: ComputeSettings | None = None) -> TrlTrainer:
+    """The trainer that the profile names; on Ray it takes compute's cluster unless it has its own."""
+    return TrlTrainer(settings, compute)

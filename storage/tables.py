@@ -388,7 +388,7 @@ EVALUATION = Table(
     "evaluation_id",
     (
         _key("evaluation_id", "Content id of section, method, against and metric."),
-        Column("section", TEXT, "text_level, video_level or gains.", nullable=False),
+        Column("section", TEXT, "text_level, video_level, gains or prompts.", nullable=False),
         _METHOD,
         Column("against", TEXT, "The method compared with; null outside gains and win rates."),
         Column("metric", TEXT, "What is measured.", nullable=False),
@@ -399,6 +399,29 @@ EVALUATION = Table(
         Column("checkpoint_id", TEXT, "The checkpoint evaluated."),
     ),
     "What the prompt optimizers are worth, on held-out queries.",
+)
+
+# ---- what people say, one table per target -----------------------------------------------------------------
+
+VOTES = Table(
+    "votes",
+    "vote_id",
+    (
+        _key("vote_id", "Content id of annotator and comparison: each votes on a comparison once."),
+        Column("comparison_id", TEXT, "Content id of the two videos, whichever is on the left.", nullable=False),
+        Column("annotator", TEXT, "Who voted.", nullable=False),
+        _QUERY_ID,
+        Column("choice", TEXT, "left, right, tie or skip.", nullable=False),
+        Column("left_method", TEXT, "Method of the video on the left.", nullable=False),
+        Column("right_method", TEXT, "Method of the video on the right.", nullable=False),
+        Column("left_video_id", TEXT, "The held-out video on the left.", nullable=False),
+        Column("right_video_id", TEXT, "The held-out video on the right.", nullable=False),
+        Column("left_policy", TEXT, "Checkpoint behind the left one; null for one without."),
+        Column("right_policy", TEXT, "Checkpoint behind the right one; null for one without."),
+        Column("voted_at", TIME, "When, UTC.", nullable=False, measured=True),
+    ),
+    "Blind votes of people between two methods' videos of a held-out query. Written by the viewer.",
+    lineage=False,
 )
 
 # ---- bookkeeping of refresh ------------------------------------------------------------------------------
@@ -468,4 +491,6 @@ BRANCH = (
     EVAL_REWARDS,
     EVALUATION,
 )
+PEOPLE = (VOTES,)
+"""One per target, as BRANCH; no asset makes them, and none takes rows out of them."""
 BOOKKEEPING = (RECIPES, FAILURES, THROUGHPUT)

@@ -142,7 +142,7 @@ def test_evaluation_as_json_has_the_promised_shape(vpo: Vpo, platform: Platform)
     result = vpo("evaluation", "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
-    assert set(found) == {"queries", "text_level", "video_level", "prompts", "gains"}
+    assert set(found) == {"queries", "text_level", "video_level", "prompts", "gains", "people"}
     assert found["queries"] == 100
     methods = ["original", "few_shot", "sft", "vpo"]
     assert [row["method"] for row in found["text_level"]] == methods

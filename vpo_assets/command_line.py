@@ -9,9 +9,9 @@ Exit codes: 0 all is well, 1 an asset failed, 2 something is wrong with what was
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -61,6 +61,7 @@ def main() -> None:
 Target = Annotated[str | None, typer.Option(help="A target of the profile; needed where it has more than one.")]
 
 
+Checkpoint = Annotated[str | None, typer.Option(help="Id of a checkpoint; else the best one of the evaluation.")]
 Assets = Annotated[
     list[str] | None, typer.Argument(help="Such as `queries` or `shapes/videos`; all, if none is named.")
 ]
@@ -284,19 +285,30 @@ def evaluation(
         evaluation_grids,
         evaluation_rows,
         evaluation_summary,
+        round_sentences,
+        rounds,
     )
+    from vpo_assets.viewer.results import Results
+    from vpo_assets.viewer.vote_figures import vote_figures, vote_grid, vote_sentences, vote_summary
 
     platform = _platform()
     name = chosen_target(platform, target)
     rows = evaluation_rows(platform, name)
+    votes = vote_figures(Results(platform, name))
     if as_json:
-        typer.echo(json.dumps(evaluation_summary(rows), indent=2))
+        typer.echo(json.dumps({**evaluation_summary(rows), "people": vote_summary(votes)}, indent=2))
         return
     from rich.console import Console
 
     console = Console()
     for grid in evaluation_grids(rows):
         console.print(grid)
+    for sentence in round_sentences(rows, rounds(platform.profile, name)):
+        console.print(_plain(sentence), soft_wrap=True, highlight=False)
+    if votes.votes:
+        console.print(vote_grid(votes))
+        for sentence in vote_sentences(votes):
+            console.print(_plain(sentence), soft_wrap=True, highlight=False)
     report = platform.home / "reports" / f"{name}.html"
     if report.exists():
         console.print(_plain(f"With plots and clips: {report}"), soft_wrap=True, highlight=False)
@@ -304,35 +316,164 @@ def evaluation(
 
 @app.command()
 def optimize(
-    query: Annotated[str, typer.Argument(help="What the video should show; `-` reads a query a line.")],
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Id of a checkpoint; else the best one of the evaluation.")
+    query: Annotated[
+        str | None, typer.Argument(help="What the video should show; `-` reads a query a line.", show_default=False)
     ] = None,
+    file: Annotated[Path | None, typer.Option(help="Queries of a csv, tsv, json, jsonl, parquet or txt file.")] = None,
+    column: Annotated[str | None, typer.Option(help="Its column with the queries; else text, query or prompt.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, errors among them.")] = False,
+    checkpoint: Checkpoint = None,
     target: Target = None,
 ) -> None:
-    """Rewrite a query into a prompt for the target video model."""
-    from vpo_assets.evaluation_tables import best_checkpoint, chosen_target, evaluation_rows
-    from vpo_assets.optimizing import PromptOptimizer, UnusableQuery
+    """Rewrite queries into prompts for the target video model; what the offline judge refuses is not given out."""
+    from resources.prompt_optimizer import OptimizedPrompt
+    from vpo_assets.optimizing import (
+        Query,
+        answered,
+        chosen_checkpoint,
+        optimizer_of,
+        queries_of_file,
+        queries_of_lines,
+    )
+    from vpo_assets.optimizing import as_json as plain_data
 
+    if (query is None) == (file is None):
+        raise typer.BadParameter("name a query, `-` for the standard input, or --file FILE")
     platform = _platform()
-    name = chosen_target(platform, target)
-    if checkpoint is None:
-        checkpoint, method, score = best_checkpoint(evaluation_rows(platform, name))
-        typer.echo(f"checkpoint {checkpoint} ({method}, score {score:.3f} on {name})", err=True)
+    chosen = chosen_checkpoint(platform, target, checkpoint)
+    typer.echo(_plain(chosen.words), err=True)
+    optimizer = optimizer_of(platform, chosen)
+    together = platform.profile.refresh.text_batch
+    queries: Iterable[Query]
+    if file is not None:
+        queries = queries_of_file(file, column, platform.profile.queries.columns)
+    elif query == "-":
+        queries = queries_of_lines(sys.stdin.buffer)
+        together = 1 if sys.stdin.isatty() else together  # whoever types waits for an answer
     else:
-        typer.echo(f"checkpoint {_plain(checkpoint)}", err=True)
-    optimizer = PromptOptimizer(platform, name, checkpoint)
+        queries = [Query(1, query or "")]
     failed = False
-    for line in _lines(query):
-        try:
-            prompt = optimizer.optimize(line)
-        except UnusableQuery as error:
-            typer.echo(_in_words(error), err=True)
-            prompt, failed = "", True
-        typer.echo(prompt)
+    for asked, answer in answered(optimizer, queries, together):
+        if as_json:
+            typer.echo(json.dumps(plain_data(asked, answer)))  # in ASCII: nothing in it can move the cursor
+        else:
+            typer.echo(_plain(answer.prompt) if isinstance(answer, OptimizedPrompt) else "")
+        if isinstance(answer, Exception):
+            failed = True
+            place = "" if file is None and query != "-" else f"line {asked.line}: "
+            typer.echo(f"{place}{_in_words(answer)}", err=True)
         sys.stdout.flush()
     if failed:
         raise typer.Exit(WRONG)
+
+
+@app.command()
+def serve(
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 for any free one. [default: serving.port]")
+    ] = None,
+    backend: Annotated[
+        Literal["transformers", "vllm"] | None, typer.Option(help="What runs the model; else as the profile's policy.")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    target: Target = None,
+) -> None:
+    """Serve the optimizer on this machine as OpenAI's chat completions: clients send the plain query."""
+    from resources.serving.server import serve as serve_until_ended
+    from resources.serving.server import serving_key, taken_port
+    from vpo_assets.optimizing import chosen_checkpoint, optimizer_of
+
+    key = serving_key()
+    platform = _platform()
+    settings = platform.profile.serving
+    with taken_port(settings.port if port is None else port) as taken:
+        chosen = chosen_checkpoint(platform, target, checkpoint)
+        optimizer = optimizer_of(platform, chosen, backend)
+        typer.echo(_plain(chosen.words), err=True)
+        serve_until_ended(
+            optimizer, settings, taken, key, lambda port: typer.echo(f"http://127.0.0.1:{port}/v1", err=True)
+        )
+
+
+@app.command()
+def publish(
+    repo: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="The model's repository; the dataset's is NAME-data.")
+    ] = None,
+    push: Annotated[bool, typer.Option("--push", help="Send the folders, with the token of HF_TOKEN.")] = False,
+    only: Annotated[Literal["model", "dataset"] | None, typer.Option(help="One folder instead of both.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="For all to see; else repositories are private.")] = False,
+    checkpoint: Checkpoint = None,
+    target: Target = None,
+) -> None:
+    """Write model and dataset as folders that are ready for the hub, and say what would be sent; --push sends it."""
+    from rich.console import Console
+
+    from resources import hub
+    from vpo_assets.optimizing import chosen_checkpoint
+    from vpo_assets.publishing.folders import publish_dataset, publish_model
+    from vpo_assets.report.tables import console_table
+
+    if push and repo is None:
+        raise typer.BadParameter("--push needs --repo OWNER/NAME")
+    repositories = {}
+    if repo is not None:
+        hub.checked_repository(repo)
+        repositories = {"model": repo, "dataset": hub.checked_repository(f"{repo}-data")}
+    if push:
+        hub.token()  # before any work is done
+    platform = _platform()
+    chosen = chosen_checkpoint(platform, target, checkpoint)
+    typer.echo(_plain(chosen.words), err=True)
+    makers = {"model": publish_model, "dataset": publish_dataset}
+    folders = [
+        make(platform, chosen.target, chosen.checkpoint_id) for kind, make in makers.items() if only in (None, kind)
+    ]
+    console = Console()
+    for folder in folders:
+        where = f" -> {repositories[folder.kind]}" if repositories else ""
+        seen_by = "public" if public else "private"
+        typer.echo(_plain(f"{folder.kind}{where}, {seen_by}, licence {folder.licence.shown}: {folder.folder}"))
+        console.print(console_table(hub.uploaded(folder.files)))
+    if not push:
+        typer.echo("nothing was sent: --repo OWNER/NAME --push does that")
+        return
+    for folder in folders:
+        kind: Literal["model", "dataset"] = "model" if folder.kind == "model" else "dataset"
+        address = hub.push(
+            folder.folder, repositories[kind], kind, message=f"{folder.checkpoint_id} ({kind})", public=public
+        )
+        typer.echo(_plain(address))
+
+
+@app.command()
+def look(
+    target: Target = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3001,
+    methods: Annotated[
+        str | None, typer.Option(help="Methods that people compare blindly, such as `original,vpo`; else all.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write it into this folder instead, to be opened from there.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=2000, help="So many pairs and queries go into the folder.")] = 200,
+) -> None:
+    """Look at pairs, clips and training side by side in a browser, and vote blindly."""
+    from vpo_assets.evaluation_tables import chosen_target
+
+    platform = _platform()
+    name = chosen_target(platform, target)
+    if export is not None:
+        from vpo_assets.viewer.export import export as write
+
+        typer.echo(_plain(str(write(platform, name, export, rows))))
+        return
+    from vpo_assets.viewer.application import Viewer
+    from vpo_assets.viewer.server import serve, taken_port
+
+    viewer, taken = Viewer(platform, name, methods), taken_port(port)
+    typer.echo(f"http://127.0.0.1:{port}", err=True)
+    serve(viewer, taken)
 
 
 @app.command()
@@ -416,15 +557,6 @@ def _platform() -> "Platform":
 
     quiet_libraries()
     return Platform(_profile())
-
-
-def _lines(query: str) -> Iterator[str]:
-    """The query, or those of the standard input."""
-    if query != "-":
-        yield query
-        return
-    for line in sys.stdin:
-        yield line.rstrip("\r\n")
 
 
 def _is_for_people(error: Exception) -> bool:

@@ -17,6 +17,7 @@ from vpo_assets.evaluation import EvaluationBranch, build_evaluation
 from vpo_assets.maintenance import maintenance_job, maintenance_schedule
 from vpo_assets.plan_job import plan_job
 from vpo_assets.platform import Platform, quiet_libraries
+from vpo_assets.publishing.assets import ON_REQUEST, publishing_assets
 from vpo_assets.steps import Step
 from vpo_assets.target import Branch, build_branch
 from vpo_assets.upkeep import dead_runs
@@ -43,12 +44,14 @@ def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = 
         profile.automation,
     )
     sensors, schedule = triggers(assets, profile)
+    on_request = [asset for evaluated in evaluations for asset in publishing_assets(evaluated.target)]
+    everything = AssetSelection.all() - AssetSelection.tag(ON_REQUEST, "true")
     trunk_datasets = [AssetKey(name) for name in ("raw_prompts", "queries", "drafts", "draft_critiques", "sft_dataset")]
     return Definitions(
-        assets=assets,
+        assets=[*assets, *on_request],
         asset_checks=checks,
         jobs=[
-            define_asset_job(EVERYTHING, AssetSelection.all(), description="From queries to the evaluation."),
+            define_asset_job(EVERYTHING, everything, description="From queries to the evaluation."),
             define_asset_job(
                 DATASETS,
                 AssetSelection.assets(*trunk_datasets),

@@ -35,7 +35,7 @@ from storage.tables import (
     EVALUATION,
     QUERIES,
 )
-from vpo_assets.evaluation_tables import PROMPT_METRICS, methods_of
+from vpo_assets.evaluation_tables import PROMPT_METRICS, methods_of, rounds
 from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
@@ -57,6 +57,10 @@ COMPARISONS = (
 )
 COMPARED_WITH = ("original", "sft", "vpo")
 """What each of the methods is compared with that the profile adds."""
+
+
+class NothingToEvaluate(RuntimeError):
+    """There are no test queries, or none of their videos has a score; says what to do."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,12 @@ def _policies(platform: Platform, target: str) -> dict[str, str]:
     return {**made, **{m: name for m, name in platform.target(target).evaluation.others.items() if m not in made}}
 
 
+def comparisons(profile: Profile, target: str) -> list[tuple[str, str]]:
+    """Pairs of methods, each once: the second is what the first is compared with."""
+    more = [(method, other) for method in profile.targets[target].evaluation.others for other in COMPARED_WITH]
+    return list(dict.fromkeys([*COMPARISONS, *more, *rounds(profile, target)]))
+
+
 def _prompt_inputs(platform: Platform, target: str) -> str:
     """Every held-out query with every method; the input id changes with whatever decides the method's prompts."""
     settings = platform.target(target).evaluation
@@ -243,10 +253,11 @@ def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Tabl
         ),
         methods,
     )
+    if not rewards.num_rows:
+        raise NothingToEvaluate(_why_nothing(platform, target))
     text_level = text_level_table(critiques)
     video_level = video_level_table(rewards)
-    more = [(method, other) for method in platform.target(target).evaluation.others for other in COMPARED_WITH]
-    gained = gains(rewards, [*COMPARISONS, *more])
+    gained = gains(rewards, comparisons(platform.profile, target))
     statistics = prompt_statistics(_by_method(_prompts_with_queries(platform, target), methods))
     policies = _policies(platform, target)
     rows = [*_text_rows(text_level), *_video_rows(video_level), *_gain_rows(gained), *_prompt_rows(statistics)]
@@ -279,6 +290,18 @@ def _prompts_with_queries(platform: Platform, target: str) -> pa.Table:
     return platform.lake.query(
         "SELECT p.query_id, p.method, q.query, p.prompt, p.cut "
         f"FROM {EVAL_PROMPTS.at(target).qualified} AS p JOIN {QUERIES.qualified} AS q USING (query_id)"
+    )
+
+
+def _why_nothing(platform: Platform, target: str) -> str:
+    held_out = split_queries("test", platform.target(target).evaluation.limit)
+    (row,) = platform.lake.query(f"SELECT count(*) AS n FROM ({held_out})").to_pylist()
+    if row["n"]:
+        return f"none of the {row['n']:,} test queries has a scored video: refresh {target}/eval_rewards first"
+    return (
+        "there are no test queries: none of the kept queries falls into the share that is held out "
+        f"(queries.curation.test_share = {platform.profile.queries.curation.test_share:g}); take in more queries, or "
+        "raise that share"
     )
 
 

@@ -4,14 +4,16 @@ Belongs here: the shape of `vpo evaluation` and which checkpoint came out best. 
 anything (evaluation.py).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.table import Table as Grid
 
-from resources.settings import METHODS
+from resources.settings import METHODS, Profile
 from storage.tables import EVALUATION
 from vpo_assets.platform import Platform
 from vpo_assets.report.plain_text import one_line
+from vpo_assets.target import policy_of
 
 TEXT_METRICS = ("aligned", "unsafe", "imprecise", "refusal")
 PROMPT_METRICS = ("words", "faithful", "repeating", "cut", "unsafe_terms")
@@ -45,6 +47,29 @@ def chosen_target(platform: Platform, target: str | None) -> str:
 def methods_of(platform: Platform, target: str) -> list[str]:
     """What a target's evaluation compares, in that order."""
     return [*METHODS, *platform.target(target).evaluation.others]
+
+
+def rounds(profile: Profile, target: str) -> list[tuple[str, str]]:
+    """Methods that are a round more of another method: each with the one that it went on from."""
+    others = profile.targets[target].evaluation.others
+    trained_for = {name: method for method, name in {"vpo": target, **others}.items()}
+    policies = {method: policy_of(profile, name) for method, name in others.items() if name in profile.targets}
+    return [(method, trained_for[policy]) for method, policy in policies.items() if policy in trained_for]
+
+
+def round_sentences(rows: list[Row], pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """What each round more has brought, and whether to go on. The rule: as long as the interval of the last gain is
+    clear of zero."""
+    found = {(row["method"], row["against"]): row for row in rows if row["section"] == "gains"}
+    lines = []
+    for pair in pairs:
+        row = found.get(pair)
+        if row is None:
+            continue
+        advice = "another round may pay" if row["low"] > 0 else "it was a step back" if row["high"] < 0 else "stop here"
+        interval = f"[{_number(row['low'], 2)}, {_number(row['high'], 2)}]"
+        lines.append(f"{pair[0]} went on from {pair[1]} and gained {_number(row['value'], 2)} {interval}: {advice}")
+    return lines
 
 
 def evaluation_rows(platform: Platform, target: str) -> list[Row]:

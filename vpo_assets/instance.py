@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 
-from resources.settings import Profile
+from resources.settings import Profile, RunsSettings
 from resources.shared_storage import SQLITE
 from vpo_assets.table_assets import GPU_POOL
 
@@ -43,7 +43,7 @@ compute_logs:
 run_monitoring:
   enabled: true
   free_slots_after_run_end_seconds: 30
-# A run whose process is gone is started again, and does what is missing. One that failed by itself is not.
+{monitoring}# A run whose process is gone is started again, and does what is missing. One that failed by itself is not.
 run_retries:
   enabled: true
   max_retries: 3
@@ -53,6 +53,22 @@ telemetry:
 # No invitation to a mailing list at the first start.
 nux:
   enabled: false
+{launcher}"""
+# Runs are jobs of the cluster. A run whose job is gone goes on in another one: what is done is found done. No keys: Ray
+# writes down what it is given here. They come from the environment of `ray start`.
+_ON_RAY = """\
+run_launcher:
+  module: dagster_ray
+  class: RayRunLauncher
+  config:
+    ray:
+      address: {address}
+      num_cpus: {cpus}
+      env_vars: [DAGSTER_HOME, VPO_HOME, VPO_PROFILE]
+"""
+_RESUMED = """\
+  max_resume_run_attempts: {resumes}
+  poll_interval_seconds: 30
 """
 
 
@@ -66,20 +82,25 @@ def dagster_home(profile: Profile) -> Path:
     folder = profile.home / "dagster"
     folder.mkdir(parents=True, exist_ok=True)
     configuration = folder / "dagster.yaml"
-    here, wanted = _configuration(SQLITE), _configuration(profile.run_storage)
-    if not configuration.exists() or (wanted != here and configuration.read_text(encoding="utf-8") == here):
+    wanted = _configuration(profile.run_storage, profile.runs)
+    ours = {_configuration(SQLITE), _configuration(profile.run_storage)}  # what is left of less is ours as well
+    if not configuration.exists() or configuration.read_text(encoding="utf-8") in ours - {wanted}:
         unfinished = folder / f"dagster.yaml.{os.getpid()}"
         unfinished.write_text(wanted, encoding="utf-8")
         unfinished.replace(configuration)
     return folder
 
 
-def _configuration(run_storage: str) -> str:
+def _configuration(run_storage: str, runs: RunsSettings | None = None) -> str:
+    on_ray = {"launcher": "", "monitoring": ""}
+    if runs is not None and runs.launcher == "ray":
+        on_ray["launcher"] = _ON_RAY.format(address=json.dumps(runs.address), cpus=runs.cpus)
+        on_ray["monitoring"] = _RESUMED.format(resumes=runs.resumes)
     if run_storage == SQLITE:
-        return _CONFIGURATION.format(storage=_HERE)
+        return _CONFIGURATION.format(storage=_HERE, **on_ray)
     # The driver that dagster-postgres brings; SQLAlchemy would look for its successor.
     address = f"postgresql+psycopg2://{run_storage.partition('://')[2]}"
-    return _CONFIGURATION.format(storage=_IN_POSTGRES.format(address=json.dumps(address)))
+    return _CONFIGURATION.format(storage=_IN_POSTGRES.format(address=json.dumps(address)), **on_ray)
 
 
 @contextmanager
@@ -90,24 +111,32 @@ def prepared_instance(profile: Profile) -> Iterator[DagsterInstance]:
     """
     os.environ["DAGSTER_HOME"] = str(dagster_home(profile))
     with DagsterInstance.get() as instance:
-        provision_pool(instance, GPU_POOL, GPU_SLOTS)
+        provision_pool(instance)
         if profile.run_storage == SQLITE:  # elsewhere, processes of other machines would look as if they were gone
             clear_dead_runs(instance)
         yield instance
 
 
-def provision_pool(instance: DagsterInstance, pool: str, slots: int) -> None:
-    """Give a pool its limit unless it has one, and make sure that it is kept. Raises PoolNotProvisioned."""
+def provision_pool(instance: DagsterInstance) -> None:
+    """Give the pool its limit unless it has one, and make sure that it is kept. Raises PoolNotProvisioned."""
     storage = instance.event_log_storage
+    if storage.supports_global_concurrency_limits and GPU_POOL not in storage.get_concurrency_keys():
+        storage.set_concurrency_slots(GPU_POOL, GPU_SLOTS)
+    if fault := pool_fault(instance):
+        raise PoolNotProvisioned(fault)
+
+
+def pool_fault(instance: DagsterInstance) -> str | None:
+    """What is wrong with the pool that keeps models from being loaded side by side; None if it is in order."""
+    storage = instance.event_log_storage
+    remedy = f"set it with `dagster instance concurrency set {GPU_POOL} {GPU_SLOTS}`, or start by `vpo ui`"
     if not storage.supports_global_concurrency_limits:
-        raise PoolNotProvisioned(f"this instance's storage knows no pools, so {pool} cannot be limited")
-    if pool not in storage.get_concurrency_keys():
-        storage.set_concurrency_slots(pool, slots)
-    if storage.get_concurrency_info(pool).slot_count < 1:
-        raise PoolNotProvisioned(
-            f"the pool {pool} has no slot, so no model could ever run; set one with "
-            f"`dagster instance concurrency set {pool} {slots}`"
-        )
+        return f"this instance's storage knows no pools, so the pool {GPU_POOL} has no limit"
+    if GPU_POOL not in storage.get_concurrency_keys():
+        return f"the pool {GPU_POOL} has no limit, so several models may be loaded at once: {remedy}"
+    if storage.get_concurrency_info(GPU_POOL).slot_count < 1:
+        return f"the pool {GPU_POOL} has no slot, so no model can ever run: {remedy}"
+    return None
 
 
 def clear_dead_runs(instance: DagsterInstance) -> list[str]:

@@ -62,7 +62,8 @@ class Platform:
         """The lake, with every table of the graph in it."""
         self.home.mkdir(parents=True, exist_ok=True)
         lake = Lake(lake_place(self.home, self.profile.lake, self.profile.object_store))
-        branches = [table.at(target) for target in self.profile.targets for table in tables.BRANCH]
+        of_targets = (*tables.BRANCH, *tables.PEOPLE)
+        branches = [table.at(target) for target in self.profile.targets for table in of_targets]
         lake.create(*tables.TRUNK, *branches, *tables.BOOKKEEPING)
         return lake
 
@@ -113,7 +114,7 @@ class Platform:
     @cached_property
     def trainer(self) -> TrlTrainer:
         """SFT and DPO."""
-        return build_trainer(self.profile.trainer)
+        return build_trainer(self.profile.trainer, self.profile.compute)
 
     def mapper(self, stage: Stage, backends: Sequence[Section]) -> Mapper:
         """Where batches of a stage are worked on that needs these backends."""

@@ -25,6 +25,7 @@ from dagster._core.utils import make_new_run_id
 from dagster._utils.interrupts import capture_interrupts
 
 from storage.plan import Mode
+from vpo_assets.publishing.assets import ON_REQUEST
 
 CODE_LOCATION = "vpo"
 """The name that workspace.yaml gives to the code location."""
@@ -90,13 +91,18 @@ class CodeLocation:
         return {assets.op.name: key.to_user_string() for key, assets in self._repository.assets_defs_by_key.items()}
 
     def select(self, names: Sequence[str]) -> list[AssetKey]:
-        """The keys of assets by name, all of them for no name. Raises UnknownAsset."""
+        """The keys of assets by name; for no name all of them but those that are made on request only. Raises
+        UnknownAsset."""
         for name in names:
             if name not in self.asset_names:
                 near = difflib.get_close_matches(name, self.asset_names, n=3, cutoff=0.4)
                 near += [other for other in self.asset_names if other.endswith(f"/{name}") and other not in near]
                 raise UnknownAsset(f"there is no asset {name[:80]!r}; near it: {', '.join(near or self.asset_names)}")
-        return [AssetKey.from_user_string(name) for name in self.asset_names if not names or name in names]
+        keys = [AssetKey.from_user_string(name) for name in self.asset_names]
+        graph = self._repository.asset_graph
+        return [
+            key for key in keys if (key.to_user_string() in names if names else ON_REQUEST not in graph.get(key).tags)
+        ]
 
     def run_config(self, keys: Sequence[AssetKey], options: Options) -> dict[str, Any]:
         """Run config for the assets among these that take refresh options. Raises OptionsDoNotApply if none does."""

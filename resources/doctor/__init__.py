@@ -17,6 +17,7 @@ from resources.doctor.memory_checks import check_memory
 from resources.doctor.packages import check_packages
 from resources.doctor.shared import check_shared
 from resources.doctor.training import check_training
+from resources.doctor.training_cluster import check_training_cluster
 from resources.doctor.weights import survey
 from resources.settings import Profile
 
@@ -38,3 +39,4 @@ def examine(profile: Profile, machine: Machine) -> Iterator[Finding]:
     yield from check_disk(profile, machine, weights)
     yield from check_endpoints(profile, machine)
     yield from check_compute(profile, machine)
+    yield from check_training_cluster(profile, machine)

@@ -36,7 +36,6 @@ def check_files(profile: Profile) -> Iterator[Finding]:
         if source is not None:
             yield _checklist(f"targets.{name}.video_reward.checklist", source)
 
-
     yield from _own_code(profile)
 
 

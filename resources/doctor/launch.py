@@ -10,8 +10,10 @@ from resources.settings import LAUNCHES, ONE_PROCESS, Profile, TrainerSettings
 
 
 def processes_of(profile: Profile, machine: Machine) -> int:
-    """How many processes a training would have on this machine."""
+    """How many processes a training would have on this machine, or on a cluster."""
     trainer = profile.trainer
+    if trainer.launcher == "ray":
+        return trainer.ray.workers
     if trainer.accelerate in ONE_PROCESS:
         return 1
     return max(1, len(machine.gpus())) if trainer.processes == "auto" else trainer.processes

@@ -128,6 +128,8 @@ def _diffusers(key: str, settings: DiffusersSettings, weights: Weights, machine:
 
 
 def _training(profile: Profile, shape: ModelShape, machine: Machine) -> Iterator[Finding]:
+    if profile.trainer.launcher == "ray":
+        return  # on other machines, whose memory is not known here
     trainings: list[tuple[str, TrainingSettings]] = [("sft", profile.sft)]
     trainings += [(f"targets.{name}.dpo", target.dpo) for name, target in profile.targets.items()]
     gpus, processes, sharded = machine.gpus(), processes_of(profile, machine), is_sharded(profile.trainer)

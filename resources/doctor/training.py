@@ -23,7 +23,9 @@ def check_training(profile: Profile, machine: Machine) -> Iterator[Finding]:
             yield fault(key, problem, "see the configs in resources/profiles/accelerate, or run `accelerate config`")
             return
     processes = processes_of(profile, machine)
-    if trainer.accelerate not in ONE_PROCESS:
+    if trainer.launcher == "ray":
+        pass  # its GPUs are those of the cluster: training_cluster.py
+    elif trainer.accelerate not in ONE_PROCESS:
         if gpus and processes > len(gpus):
             yield fault(
                 "trainer.processes",
@@ -40,13 +42,13 @@ def check_training(profile: Profile, machine: Machine) -> Iterator[Finding]:
             f"{trainer.accelerate} trains on one of {len(gpus)} GPUs",
             "trainer.accelerate: ddp uses all, fsdp or zero3 split a large model over them",
         )
-    shared = True
+    shared, changed = True, "trainer.ray.workers" if trainer.launcher == "ray" else "trainer.processes"
     for name, settings in _trainings(profile):
         try:
             micro_batch_size(settings, processes)
         except ValueError as error:
             shared = False
-            yield fault(name, f"{error}", f"make it a multiple of {processes}, or change trainer.processes")
+            yield fault(name, f"{error}", f"make it a multiple of {processes}, or change {changed}")
     if shared:
         number = "1 process" if processes == 1 else f"{processes} processes"
         yield ok("trainer", f"{trainer.accelerate}, {number}, which share every batch evenly")

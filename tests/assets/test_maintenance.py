@@ -34,7 +34,7 @@ def test_after_maintenance_checkpoints_replay_and_nothing_is_computed_again(worl
     assert dry.videos == 1 and platform.videos.path(stray.uri).exists() and platform.lake.has_snapshot(unneeded)
 
     done = maintain_home(platform, retention=NOW)
-    assert done.bytes_after < done.bytes_before and done.lake.files_after < done.lake.files_before
+    assert done.lake.bytes_after < done.lake.bytes_before and done.lake.files_after < done.lake.files_before
     assert (done.videos, done.video_bytes) == (1, stray.bytes) and not platform.videos.path(stray.uri).exists()
     assert done.lake.problems == () and done.lake.spared == 2
     assert not platform.lake.has_snapshot(unneeded)

@@ -9,6 +9,7 @@ import pytest
 from dagster import AssetKey
 
 from tests.assets.conftest import World, queries_of, write_queries
+from vpo_assets.evaluation_tables import evaluation_rows, round_sentences, rounds
 from vpo_assets.planning import plan_all
 from vpo_assets.trace import trace
 
@@ -81,6 +82,10 @@ def test_all_are_in_one_evaluation_with_their_checkpoints(studied: World) -> Non
     assert {(m, other) for m in OTHERS for other in ("original", "sft", "vpo")} <= {
         (row["method"], row["against"]) for row in gains
     }
+    pairs = rounds(studied.profile, "shapes")
+    assert pairs == [("round_2", "vpo")]
+    (said,) = round_sentences(evaluation_rows(studied.platform, "shapes"), pairs)
+    assert said.startswith("round_2 went on from vpo and gained ")
     prompts = studied.rows("SELECT method, value FROM lake.shapes.evaluation WHERE metric = 'faithful'")
     shares = {row["method"]: row["value"] for row in prompts}
     assert set(shares) == set(found) and all(0 <= share <= 1 for share in shares.values())
@@ -127,3 +132,20 @@ def test_a_checkpoint_may_be_named_by_its_id(copied: Callable[..., World], studi
     world.materialize("shapes/eval_prompts", "shapes/eval_critiques")
     found = world.rows("SELECT DISTINCT policy FROM lake.shapes.eval_prompts WHERE method = 'named'")
     assert found == [{"policy": other}]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "advice"),
+    [(0.1, 0.3, "another round may pay"), (-0.1, 0.3, "stop here"), (-0.3, -0.1, "it was a step back")],
+)
+def test_a_round_is_worth_another_while_its_gain_is_clear(low: float, high: float, advice: str) -> None:
+    row = {
+        "section": "gains",
+        "method": "round_2",
+        "against": "vpo",
+        "value": (low + high) / 2,
+        "low": low,
+        "high": high,
+    }
+    (said,) = round_sentences([row], [("round_2", "vpo"), ("round_3", "round_2")])
+    assert said.endswith(advice)

@@ -10,9 +10,9 @@ from dagster import DagsterInstance, DagsterRunStatus, build_sensor_context, job
 from dagster._core.events import EngineEventData
 from dagster._core.test_utils import instance_for_test
 
-from vpo_assets.instance import GPU_SLOTS, provision_pool
+from vpo_assets.instance import pool_fault, provision_pool
 from vpo_assets.table_assets import GPU_POOL
-from vpo_assets.upkeep import dead_runs, pool_fault
+from vpo_assets.upkeep import dead_runs
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def started(instance: DagsterInstance, pid: int) -> str:
 
 
 def test_a_dead_runs_slot_is_freed_and_a_living_run_left_alone(instance: DagsterInstance) -> None:
-    provision_pool(instance, GPU_POOL, GPU_SLOTS)
+    provision_pool(instance)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     dead, living = started(instance, gone.pid), started(instance, os.getpid())

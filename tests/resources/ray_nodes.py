@@ -45,7 +45,7 @@ def two_nodes() -> Iterator["Nodes"]:
 class Nodes:
     """A head on 127.0.0.2, to which drivers connect, and further nodes."""
 
-    def __init__(self, cpus: int = 2) -> None:
+    def __init__(self, cpus: int = 2, dashboard_port: int | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="vpo-ray-"))  # sockets' paths must be short
         self.cpus = cpus
         with socket.create_server((HEAD, 0)) as probe:
@@ -58,7 +58,10 @@ class Nodes:
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._last = 2
-        self._start(HEAD, "--head", f"--port={self.port}", "--include-dashboard=false", f"--temp-dir={self.folder}")
+        dashboard = ["--include-dashboard=false"]
+        if dashboard_port is not None:
+            dashboard = ["--include-dashboard=true", f"--dashboard-host={HEAD}", f"--dashboard-port={dashboard_port}"]
+        self._start(HEAD, "--head", f"--port={self.port}", f"--temp-dir={self.folder}", *dashboard)
 
     @property
     def address(self) -> str:
@@ -70,6 +73,15 @@ class Nodes:
         address = f"127.0.0.{self._last}"
         self._start(address, f"--address={self.address}")
         return address
+
+    @property
+    def addresses(self) -> list[str]:
+        """Those that run, the head first."""
+        return list(self._processes)
+
+    def processes_of(self, address: str) -> set[int]:
+        """Everything that belongs to a node, workers included."""
+        return {child.pid for child in psutil.Process(self._processes[address].pid).children(recursive=True)}
 
     def kill(self, address: str) -> None:
         """kill -9 of everything that belongs to a node."""

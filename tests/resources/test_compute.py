@@ -185,7 +185,7 @@ def test_an_unfit_worker_is_named_with_what_to_do(tmp_path: Path) -> None:
 @pytest.fixture
 def installed_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if Ray were installed. It is not imported: it reads its token then, and once for a process."""
-    monkeypatch.setattr("resources.ray_cluster.imported_ray", lambda: SimpleNamespace(is_initialized=lambda: False))
+    monkeypatch.setattr("resources.ray_cluster.imported_ray", lambda *_: SimpleNamespace(is_initialized=lambda: False))
 
 
 @pytest.mark.usefixtures("installed_ray")
