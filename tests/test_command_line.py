@@ -208,7 +208,8 @@ def test_a_mistake_in_the_settings_is_one_line_in_every_command(vpo: Vpo, monkey
     for arguments in (["settings"], ["plan"], ["sql", "SELECT 1"], ["evaluation"]):
         result = vpo(*arguments)
         assert result.exit_code == 2
-        assert result.stderr.splitlines() == ["local.yaml: judge.backend = 'oracle': must be 'rules' or 'llm' or 'python'"]
+        (line,) = result.stderr.splitlines()
+        assert line == "local.yaml: judge.backend = 'oracle': must be 'rules' or 'llm' or 'python'"
 
 
 def test_debug_shows_where_an_error_came_from(vpo: Vpo, monkeypatch: pytest.MonkeyPatch) -> None:

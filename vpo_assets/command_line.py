@@ -379,14 +379,15 @@ def serve(
     target: Target = None,
 ) -> None:
     """Serve the optimizer on this machine as OpenAI's chat completions: clients send the plain query."""
+    from resources.local_port import taken_port
     from resources.serving.server import serve as serve_until_ended
-    from resources.serving.server import serving_key, taken_port
+    from resources.serving.server import serving_key
     from vpo_assets.optimizing import chosen_checkpoint, optimizer_of
 
     key = serving_key()
     platform = _platform()
     settings = platform.profile.serving
-    with taken_port(settings.port if port is None else port) as taken:
+    with taken_port(settings.port if port is None else port, "vpo serve") as taken:
         chosen = chosen_checkpoint(platform, target, checkpoint)
         optimizer = optimizer_of(platform, chosen, backend)
         typer.echo(_plain(chosen.words), err=True)
@@ -468,10 +469,11 @@ def look(
 
         typer.echo(_plain(str(write(platform, name, export, rows))))
         return
+    from resources.local_port import taken_port
     from vpo_assets.viewer.application import Viewer
-    from vpo_assets.viewer.server import serve, taken_port
+    from vpo_assets.viewer.server import serve
 
-    viewer, taken = Viewer(platform, name, methods), taken_port(port)
+    viewer, taken = Viewer(platform, name, methods), taken_port(port, "vpo look")
     typer.echo(f"http://127.0.0.1:{port}", err=True)
     serve(viewer, taken)
 
@@ -518,10 +520,11 @@ def settings() -> None:
 @app.command()
 def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 3000) -> None:
     """Open the Dagster UI on this machine: the graph, the runs, and buttons to start them."""
+    from resources.local_port import taken_port
     from vpo_assets.instance import prepared_instance
     from vpo_assets.running import WORKSPACE
 
-    _refuse_used_port(port)
+    taken_port(port, "vpo ui").close()  # Dagster takes it itself, and says less where it cannot
     profile = _profile()
     with prepared_instance(profile):
         pass  # what must hold before a run is started holds now; the UI opens the instance by DAGSTER_HOME
@@ -529,21 +532,6 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0
     typer.echo(f"http://127.0.0.1:{port}", err=True)
     arguments = ["-m", "dagster", "dev", "-w", str(WORKSPACE), "-h", "127.0.0.1", "-p", str(port)]
     os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 (our own interpreter, no shell)
-
-
-class _PortInUse(RuntimeError):
-    """Another program, perhaps another `vpo ui`, listens there."""
-
-
-def _refuse_used_port(port: int) -> None:
-    import socket
-
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise _PortInUse(f"port {port} cannot be used ({error.strerror}): vpo ui --port N takes another") from None
 
 
 def _profile() -> Any:

@@ -1,6 +1,6 @@
-"""The process of `vpo serve`: its port, its key, and an end that leaves nobody without an answer.
+"""The process of `vpo serve`: its key, and an end that leaves nobody without an answer.
 
-Belongs here: taking a port on this machine and running the application on it. Does not belong here: routes
+Belongs here: running the application on a port of this machine. Does not belong here: routes
 (application.py).
 """
 
@@ -15,29 +15,11 @@ from resources.optimizer_settings import ServingSettings
 from resources.prompt_optimizer import PromptOptimizer
 from resources.serving.application import Application
 
-HOST = "127.0.0.1"
-"""Nobody else can reach it. From another machine: ssh -L PORT:127.0.0.1:PORT MACHINE"""
 KEY_VARIABLE = "VPO_SERVE_KEY"
-
-
-class PortInUse(RuntimeError):
-    """A port that cannot be had; says how another is chosen."""
 
 
 class UnusableKey(ValueError):
     """A key that protects nothing."""
-
-
-def taken_port(port: int) -> socket.socket:
-    """A socket with the port, 0 for any free one; nobody can connect yet. Raises PortInUse."""
-    taken = socket.socket()
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        taken.bind((HOST, port))
-    except OSError as error:
-        taken.close()
-        raise PortInUse(f"port {port} cannot be used ({error.strerror}): vpo serve --port N takes another") from None
-    return taken
 
 
 def serving_key() -> str | None:

@@ -1,29 +1,13 @@
-"""The process of `vpo look`: its port, and serving until it is interrupted.
+"""The process of `vpo look`.
 
-Belongs here: taking a port of this machine. Does not belong here: routes (application.py).
+Belongs here: serving until it is interrupted. Does not belong here: routes (application.py).
 """
 
 import socket
 
 import uvicorn
 
-from vpo_assets.viewer.application import HOSTS, Viewer
-
-
-class PortInUse(RuntimeError):
-    """A port that cannot be had; says how another is chosen."""
-
-
-def taken_port(port: int) -> socket.socket:
-    """A socket with the port; nobody can connect yet. Raises PortInUse."""
-    taken = socket.socket()
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        taken.bind((HOSTS[0], port))
-    except OSError as error:
-        taken.close()
-        raise PortInUse(f"port {port} cannot be used ({error.strerror}): vpo look --port N takes another") from None
-    return taken
+from vpo_assets.viewer.application import Viewer
 
 
 def serve(viewer: Viewer, taken: socket.socket) -> None:
