@@ -18,7 +18,7 @@ from vpo_assets.platform import Platform
 
 pytestmark = NEEDS_VLLM
 
-POLICY = "sft-by-hand"
+POLICY = "sft-" + "0" * 16
 
 
 def test_the_official_client_is_answered_by_vllm(
