@@ -18,6 +18,7 @@ import pytest
 import yaml
 from dagster import DagsterInstance, DagsterRunStatus
 
+from resources.optimizer_settings import OPTIMIZER_FILE, OptimizerSettings
 from storage.checkpoints import CheckpointManifest
 from storage.tables import DRAFTS, QUERIES, RAW_PROMPTS, THROUGHPUT, VIDEOS
 from tests.conftest import Vpo, vpo_process
@@ -188,6 +189,8 @@ def test_evaluation_as_tables_shows_win_rates_and_the_report(vpo: Vpo, platform:
         (["optimize", "a cube"], "target shapes has no evaluation yet"),
         (["optimize", "a cube", "--checkpoint", "dpo-nothing"], "there is no checkpoint dpo-nothing"),
         (["optimize", "a cube", "--checkpoint", "../x"], "cannot name a checkpoint"),
+        (["optimize", "a cube", "--folder", "."], "is no prompt optimizer: it has no vpo_optimizer.json"),
+        (["serve", "--port", "0", "--folder", "."], "is no prompt optimizer: it has no vpo_optimizer.json"),
         (["trace", "[red]nothing"], "nothing in the lake has the id '[red]nothing'"),
         (["materialize", "video"], "there is no asset 'video'; near it: "),
         (["materialize", "videos"], "shapes/videos"),
@@ -323,6 +326,23 @@ def test_optimize_takes_the_best_checkpoint_and_answers_in_one_line(vpo: Vpo, pl
     lines = named.stdout.split("\n")
     assert len(lines) == 4 and lines[1] == ""
     assert named.exit_code == 2
+
+
+@pytest.mark.slow
+def test_optimize_by_a_published_folder_needs_no_home(vpo: Vpo, home: Path, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model")
+    settings = OptimizerSettings.model_validate(
+        {"name": "dpo-elsewhere", "template": "{{ query }}", "dtype": "float32", "sampling": {"max_new_tokens": 8}}
+    )
+    (folder / OPTIMIZER_FILE).write_text(settings.model_dump_json())
+    result = vpo("optimize", "a cube", "--folder", str(folder))
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines() == [f"dpo-elsewhere of {folder}"]
+    assert len(result.stdout.splitlines()) == 1
+    assert not (home / "lake").exists()
+    both = vpo("optimize", "a cube", "--folder", str(folder), "--checkpoint", "dpo-0123456789abcdef")
+    assert both.exit_code == 2
+    assert "leave out --checkpoint and --target" in " ".join(both.stderr.split())
 
 
 # ---- materialize, in processes of its own ------------------------------------------------------------------------

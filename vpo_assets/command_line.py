@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
+    from resources.prompt_optimizer import PromptOptimizer
     from vpo_assets.platform import Platform
 
 OUR_PACKAGES = ("vpo_assets", "resources", "ml", "storage")
@@ -62,6 +63,7 @@ Target = Annotated[str | None, typer.Option(help="A target of the profile; neede
 
 
 Checkpoint = Annotated[str | None, typer.Option(help="Id of a checkpoint; else the best one of the evaluation.")]
+Folder = Annotated[Path | None, typer.Option(help="A published model folder, instead of a checkpoint of the home.")]
 Assets = Annotated[
     list[str] | None, typer.Argument(help="Such as `queries` or `shapes/videos`; all, if none is named.")
 ]
@@ -324,14 +326,13 @@ def optimize(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, errors among them.")] = False,
     checkpoint: Checkpoint = None,
     target: Target = None,
+    folder: Folder = None,
 ) -> None:
     """Rewrite queries into prompts for the target video model; what the offline judge refuses is not given out."""
     from resources.prompt_optimizer import OptimizedPrompt
     from vpo_assets.optimizing import (
         Query,
         answered,
-        chosen_checkpoint,
-        optimizer_of,
         queries_of_file,
         queries_of_lines,
     )
@@ -339,14 +340,12 @@ def optimize(
 
     if (query is None) == (file is None):
         raise typer.BadParameter("name a query, `-` for the standard input, or --file FILE")
-    platform = _platform()
-    chosen = chosen_checkpoint(platform, target, checkpoint)
-    typer.echo(_plain(chosen.words), err=True)
-    optimizer = optimizer_of(platform, chosen)
-    together = platform.profile.refresh.text_batch
+    profile = _profile()
+    optimizer = _optimizer(folder, checkpoint, target)
+    together = profile.refresh.text_batch
     queries: Iterable[Query]
     if file is not None:
-        queries = queries_of_file(file, column, platform.profile.queries.columns)
+        queries = queries_of_file(file, column, profile.queries.columns)
     elif query == "-":
         queries = queries_of_lines(sys.stdin.buffer)
         together = 1 if sys.stdin.isatty() else together  # whoever types waits for an answer
@@ -377,20 +376,17 @@ def serve(
     ] = None,
     checkpoint: Checkpoint = None,
     target: Target = None,
+    folder: Folder = None,
 ) -> None:
     """Serve the optimizer on this machine as OpenAI's chat completions: clients send the plain query."""
     from resources.local_port import taken_port
     from resources.serving.server import serve as serve_until_ended
     from resources.serving.server import serving_key
-    from vpo_assets.optimizing import chosen_checkpoint, optimizer_of
 
     key = serving_key()
-    platform = _platform()
-    settings = platform.profile.serving
+    settings = _profile().serving
     with taken_port(settings.port if port is None else port, "vpo serve") as taken:
-        chosen = chosen_checkpoint(platform, target, checkpoint)
-        optimizer = optimizer_of(platform, chosen, backend)
-        typer.echo(_plain(chosen.words), err=True)
+        optimizer = _optimizer(folder, checkpoint, target, backend)
         serve_until_ended(
             optimizer, settings, taken, key, lambda port: typer.echo(f"http://127.0.0.1:{port}/v1", err=True)
         )
@@ -545,6 +541,32 @@ def _platform() -> "Platform":
 
     quiet_libraries()
     return Platform(_profile())
+
+
+def _optimizer(
+    folder: Path | None,
+    checkpoint: str | None,
+    target: str | None,
+    backend: Literal["transformers", "vllm"] | None = None,
+) -> "PromptOptimizer":
+    """The optimizer of a published folder or of a checkpoint; says on the standard error which one it is."""
+    from resources.prompt_optimizer import PromptOptimizer
+    from vpo_assets.optimizing import chosen_checkpoint, optimizer_of
+
+    if folder is None:
+        platform = _platform()
+        chosen = chosen_checkpoint(platform, target, checkpoint)
+        optimizer, words = optimizer_of(platform, chosen, backend), chosen.words
+    elif checkpoint or target:
+        raise typer.BadParameter("--folder is an optimizer by itself: leave out --checkpoint and --target")
+    else:
+        from vpo_assets.platform import quiet_libraries
+
+        quiet_libraries()
+        optimizer = PromptOptimizer.from_folder(folder, backend=backend or "transformers")
+        words = f"{optimizer.settings.name} of {folder}"
+    typer.echo(_plain(words), err=True)
+    return optimizer
 
 
 def _is_for_people(error: Exception) -> bool:
