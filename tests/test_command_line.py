@@ -337,7 +337,7 @@ def test_optimize_by_a_published_folder_needs_no_home(vpo: Vpo, home: Path, tmp_
     (folder / OPTIMIZER_FILE).write_text(settings.model_dump_json())
     result = vpo("optimize", "a cube", "--folder", str(folder))
     assert result.exit_code == 0, result.output
-    assert result.stderr.splitlines() == [f"dpo-elsewhere of {folder}"]
+    assert result.stderr.splitlines()[0] == f"dpo-elsewhere of {folder}"  # bars of loading weights may follow
     assert len(result.stdout.splitlines()) == 1
     assert not (home / "lake").exists()
     both = vpo("optimize", "a cube", "--folder", str(folder), "--checkpoint", "dpo-0123456789abcdef")
