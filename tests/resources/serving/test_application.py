@@ -301,14 +301,13 @@ def test_one_request_that_breaks_the_call_takes_no_other_with_it() -> None:
 
 def test_at_the_end_what_waits_is_answered() -> None:
     gate = Gate()
-    with ThreadPoolExecutor(8) as pool:
-        with served(gate.says) as (client, _, application):
-            asked = [pool.submit(client.post, PATH, json=body(f"ball {i}")) for i in range(3)]
-            until(lambda: gate.entered.is_set())
-            until(lambda: application.batcher.waiting + len(asked) >= 3)
-            threading.Timer(0.2, gate.open.set).start()
-            time.sleep(0.1)
-            application.batcher.end()
-            refused = client.post(PATH, json=body("late"))
+    with served(gate.says) as (client, _, application), ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(client.post, PATH, json=body("first"))]
+        until(gate.entered.is_set)
+        asked += [pool.submit(client.post, PATH, json=body(f"ball {i}")) for i in range(2)]
+        until(lambda: application.batcher.waiting == 2)
+        application.batcher.end()
+        refused = client.post(PATH, json=body("late"))
+        gate.open.set()
         assert error(refused, 503)["code"] == "shutting_down"
         assert [f.result().status_code for f in asked] == [200] * 3
