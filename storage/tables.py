@@ -467,6 +467,26 @@ THROUGHPUT = Table(
     lineage=False,
 )
 
+# ---- what targets are compared by --------------------------------------------------------------------------
+
+TRANSFER = Table(
+    "transfer",
+    "transfer_id",
+    (
+        _key("transfer_id", "Content id of optimizer and target, and of those compared with."),
+        Column("optimizer", TEXT, "What wrote the prompts: original, few_shot, sft, or `vpo for` a target.", False),
+        Column("checkpoint_id", TEXT, "The checkpoint that wrote them, if one did."),
+        Column("target", TEXT, "The target whose video model filmed them.", nullable=False),
+        Column("against_optimizer", TEXT, "The optimizer compared with; null for a score."),
+        Column("against_target", TEXT, "The target compared with; null for a score."),
+        Column("value", REAL, "The mean score, or the mean gain in score, paired by query."),
+        Column("low", REAL, "Lower end of the 95% interval."),
+        Column("high", REAL, "Upper end of the 95% interval."),
+        Column("n", WHOLE, "Number of queries."),
+    ),
+    "Every optimizer on every target's video model.",
+)
+
 TRUNK = (
     RAW_PROMPTS,
     INGESTION_FAILURES,
@@ -478,6 +498,7 @@ TRUNK = (
     DRAFT_CRITIQUES,
     SFT_DATASET,
     CHECKPOINTS,
+    TRANSFER,
 )
 BRANCH = (
     CANDIDATES,

@@ -290,6 +290,7 @@ def evaluation(
         round_sentences,
         rounds,
     )
+    from vpo_assets.transfer import transfer_grids, transfer_rows, transfer_summary
     from vpo_assets.viewer.results import Results
     from vpo_assets.viewer.vote_figures import vote_figures, vote_grid, vote_sentences, vote_summary
 
@@ -297,8 +298,10 @@ def evaluation(
     name = chosen_target(platform, target)
     rows = evaluation_rows(platform, name)
     votes = vote_figures(Results(platform, name))
+    transfer = transfer_rows(platform)
     if as_json:
-        typer.echo(json.dumps({**evaluation_summary(rows), "people": vote_summary(votes)}, indent=2))
+        summary = {**evaluation_summary(rows), "people": vote_summary(votes), "transfer": transfer_summary(transfer)}
+        typer.echo(json.dumps(summary, indent=2))
         return
     from rich.console import Console
 
@@ -311,6 +314,8 @@ def evaluation(
         console.print(vote_grid(votes))
         for sentence in vote_sentences(votes):
             console.print(_plain(sentence), soft_wrap=True, highlight=False)
+    for grid in transfer_grids(transfer):
+        console.print(grid)
     report = platform.home / "reports" / f"{name}.html"
     if report.exists():
         console.print(_plain(f"With plots and clips: {report}"), soft_wrap=True, highlight=False)

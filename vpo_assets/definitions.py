@@ -20,6 +20,7 @@ from vpo_assets.platform import Platform, quiet_libraries
 from vpo_assets.publishing.assets import ON_REQUEST, publishing_assets
 from vpo_assets.steps import Step
 from vpo_assets.target import Branch, build_branch
+from vpo_assets.transfer import build_transfer
 from vpo_assets.upkeep import dead_runs
 
 EVERYTHING = "everything"
@@ -32,15 +33,24 @@ def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = 
     branches = [build_branch(target, profile) for target in profile.targets]
     evaluations = [build_evaluation(branch, profile) for branch in branches if profile.targets[branch.target].evaluated]
     parts: list[Branch | EvaluationBranch] = [*branches, *evaluations]
+    transfer = build_transfer(evaluations)
     steps: list[Step] = [prompts.QUERIES_STEP, *sft.STEPS, *sft.SET_STEPS]
     for part in parts:
         steps += [*part.steps, *part.set_steps]
+    if transfer:
+        steps.append(transfer.step)
     checks = [schema_check(table) for table in (RAW_PROMPTS, *(step.table for step in steps))]
     checks += [*TRUNK_CHECKS, weights_check(sft.SFT_TRAINING), removed_query_check(sft.SFT_TRAINING)]
     for branch in branches:
         checks += branch_checks(branch, evaluated=profile.targets[branch.target].evaluated)
     assets = following(
-        [prompts.raw_prompts, prompts.queries, *sft.ASSETS, *(asset for part in parts for asset in part.assets)],
+        [
+            prompts.raw_prompts,
+            prompts.queries,
+            *sft.ASSETS,
+            *(asset for part in parts for asset in part.assets),
+            *([transfer.asset] if transfer else []),
+        ],
         profile.automation,
     )
     sensors, schedule = triggers(assets, profile)

@@ -71,6 +71,7 @@ class EvaluationBranch:
     steps: tuple[RowStep, ...]
     set_steps: tuple[SetStep, ...]
     assets: tuple[AssetsDefinition, ...]
+    videos: RowStep
 
 
 def build_evaluation(branch: Branch, profile: Profile) -> EvaluationBranch:
@@ -102,10 +103,10 @@ def build_evaluation(branch: Branch, profile: Profile) -> EvaluationBranch:
     rewards = reward_step(target, rewards_table, videos)
     figures = SetStep(
         table=EVALUATION.at(target),
-        recipe=lambda platform: {"policies": list(_policies(platform, target).values())},
+        recipe=lambda platform: {"policies": list(evaluated_policies(platform, target).values())},
         work=lambda platform, _: _evaluate(platform, target, videos),
         reads=(prompts, critiques, videos, rewards),
-        faults=lambda platform: _other_policies(platform, prompts, target),
+        faults=lambda platform: _otherevaluated_policies(platform, prompts, target),
     )
     assets = (
         row_asset(
@@ -148,7 +149,7 @@ def build_evaluation(branch: Branch, profile: Profile) -> EvaluationBranch:
             deps=[f"{target}/eval_critiques", f"{target}/eval_rewards", f"{target}/dpo_checkpoint"],
         ),
     )
-    return EvaluationBranch(target, (prompts, critiques, videos, rewards), (figures,), assets)
+    return EvaluationBranch(target, (prompts, critiques, videos, rewards), (figures,), assets, videos)
 
 
 def other_trainings(profile: Profile, target: str) -> dict[str, Training]:
@@ -159,7 +160,7 @@ def other_trainings(profile: Profile, target: str) -> dict[str, Training]:
     return {method: training for method, training in found.items() if training is not None}
 
 
-def _policies(platform: Platform, target: str) -> dict[str, str]:
+def evaluated_policies(platform: Platform, target: str) -> dict[str, str]:
     """The checkpoints that are evaluated: what the present data and settings make, and what is named by its id."""
     trainings = {"sft": SFT_TRAINING, "vpo": dpo_training(target)} | other_trainings(platform.profile, target)
     made = {method: training.checkpoint_id(platform) for method, training in trainings.items()}
@@ -176,7 +177,7 @@ def _prompt_inputs(platform: Platform, target: str) -> str:
     """Every held-out query with every method; the input id changes with whatever decides the method's prompts."""
     settings = platform.target(target).evaluation
     recipes: dict[str, dict[str, JSON]] = {"original": {}, "few_shot": few_shot_recipe(platform)}
-    policies = _policies(platform, target)
+    policies = evaluated_policies(platform, target)
     for method, checkpoint_id in policies.items():
         recipes[method] = policy_recipe(platform, checkpoint_id, settings.sampling)
     methods = ", ".join(
@@ -224,13 +225,13 @@ def _written_by(platform: Platform, target: str, method: str, rows: Sequence[Row
     return policy_prompts(platform, str(rows[0]["policy"]), rows, platform.target(target).evaluation.sampling)
 
 
-def _other_policies(platform: Platform, prompts: RowStep, target: str) -> list[str]:
+def _otherevaluated_policies(platform: Platform, prompts: RowStep, target: str) -> list[str]:
     """Held-out prompts that were not written by the checkpoints that they are about to be counted for."""
     found = platform.lake.query(
         f"SELECT method, policy, count(*) AS n FROM {prompts.table.qualified} WHERE policy IS NOT NULL GROUP BY ALL "
         "ORDER BY ALL"
     ).to_pylist()
-    wanted = _policies(platform, target)
+    wanted = evaluated_policies(platform, target)
     return [
         f"{prompts.asset} has {row['n']} {row['method']} prompts written by {row['policy']}, the present data and "
         f"settings make {wanted.get(row['method'], 'none')}: refresh {prompts.asset} first"
@@ -259,7 +260,7 @@ def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Tabl
     video_level = video_level_table(rewards)
     gained = gains(rewards, comparisons(platform.profile, target))
     statistics = prompt_statistics(_by_method(_prompts_with_queries(platform, target), methods))
-    policies = _policies(platform, target)
+    policies = evaluated_policies(platform, target)
     rows = [*_text_rows(text_level), *_video_rows(video_level), *_gain_rows(gained), *_prompt_rows(statistics)]
     for row in rows:
         row["checkpoint_id"] = policies.get(row["method"])

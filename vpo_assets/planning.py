@@ -25,6 +25,7 @@ from vpo_assets.prices import PAID_METHOD, budget_of, money_a_row, training_seco
 from vpo_assets.steps import RowStep, SetStep
 from vpo_assets.target import build_branch, dpo_training, policy_of, policy_training
 from vpo_assets.training import Training
+from vpo_assets.transfer import build_transfer
 
 S = TypeVar("S", RowStep, SetStep)
 
@@ -108,12 +109,13 @@ class _Planner:
             yield from self._of(branch.steps, self._rows)
             yield from self._of(branch.set_steps, self._set)
             yield branch.training.asset_name, partial(self._training, branch.training)
-        for branch in branches:  # which may ask for the checkpoints of several
-            if not profile.targets[branch.target].evaluated:
-                continue
-            evaluation = build_evaluation(branch, profile)
+        evaluated = [branch for branch in branches if profile.targets[branch.target].evaluated]
+        evaluations = [build_evaluation(branch, profile) for branch in evaluated]  # each may ask for many checkpoints
+        for evaluation in evaluations:
             yield from self._of(evaluation.steps, self._rows)
             yield from self._of(evaluation.set_steps, self._set)
+        transfer = build_transfer(evaluations)
+        yield from self._of([transfer.step] if transfer else [], self._set)
 
     @staticmethod
     def _of(steps: Iterable[S], make: Callable[[S], AssetPlan]) -> Iterator[tuple[str, Callable[[], AssetPlan]]]:

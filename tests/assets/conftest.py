@@ -64,7 +64,7 @@ class World:
                 section = section.setdefault(folder, {})
             section[name] = value
         self.file = self.home / "profile.yaml"
-        self.file.write_text(yaml.safe_dump(self.settings))
+        self.file.write_text(yaml.safe_dump(self.settings, sort_keys=False))
         self.renew()
 
     def renew(self) -> None:

@@ -1,0 +1,247 @@
+"""Every optimizer on every target's video model: what carries over from one to another.
+
+Belongs here: the asset `transfer`, which lays the evaluations of several targets side by side, paired by query. Does
+not belong here: the evaluation of one target (evaluation.py) or the statistics (ml/metrics.py).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from dagster import AssetsDefinition
+from rich.table import Table as Grid
+
+from ml.metrics import GainRow, Interval, bootstrap_interval, gains, scores_by_query
+from resources.settings import Profile
+from storage.ids import content_id
+from storage.recipe import JSON
+from storage.tables import EVAL_PROMPTS, EVAL_REWARDS, TRANSFER
+from vpo_assets.evaluation import EvaluationBranch, evaluated_policies
+from vpo_assets.filming import reward_recipe
+from vpo_assets.platform import Platform
+from vpo_assets.report.pictures import IntervalBar, intervals
+from vpo_assets.report.plain_text import one_line
+from vpo_assets.steps import Row, SetStep, own_columns
+from vpo_assets.table_assets import set_asset
+
+WRITERS = ("original", "few_shot", "sft")
+"""What is the same for every target; any other optimizer was trained for one."""
+
+Cell = tuple[str, str]
+"""An optimizer, and the target whose video model filmed its prompts."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """The comparison's step and asset."""
+
+    step: SetStep
+    asset: AssetsDefinition
+
+
+def build_transfer(evaluations: Sequence[EvaluationBranch]) -> Transfer | None:
+    """The comparison, where a profile evaluates more than one target."""
+    if len(evaluations) < 2:
+        return None
+    step = SetStep(
+        table=TRANSFER,
+        recipe=lambda platform: _recipe(platform, evaluations),
+        work=lambda platform, _: _compare(platform, evaluations),
+        reads=tuple(step for evaluation in evaluations for step in evaluation.steps),
+    )
+    asset = set_asset(
+        step,
+        description="Every optimizer's score on every target's video model, and what it gains, with 95% intervals.",
+        deps=[f"{evaluation.target}/evaluation" for evaluation in evaluations],
+    )
+    return Transfer(step, asset)
+
+
+def optimizer_names(profile: Profile, policies: dict[str, dict[str, str]]) -> dict[str, str]:
+    """{checkpoint id: name}; `policies` are {target: {method: checkpoint id}}.
+
+    A checkpoint is `sft`, or named after the first target that it is the DPO checkpoint of: one that several targets
+    come to by the same data and settings is one optimizer.
+    """
+    names: dict[str, str] = {}
+    for target, made in policies.items():
+        for method, checkpoint_id in made.items():
+            others = profile.targets[target].evaluation.others
+            trained_for = target if method == "vpo" else others.get(method, method)
+            named = "sft" if method == "sft" else trained_for
+            names.setdefault(checkpoint_id, f"vpo for {named}" if named in profile.targets else named)
+    return names
+
+
+def _recipe(platform: Platform, evaluations: Sequence[EvaluationBranch]) -> dict[str, JSON]:
+    policies: dict[str, JSON] = {one.target: dict(evaluated_policies(platform, one.target)) for one in evaluations}
+    return {"policies": policies}
+
+
+def _compare(platform: Platform, evaluations: Sequence[EvaluationBranch]) -> tuple[pa.Table, dict[str, Any]]:
+    targets = [one.target for one in evaluations]
+    policies = {target: evaluated_policies(platform, target) for target in targets}
+    names = optimizer_names(platform.profile, policies)
+    rewards = pa.concat_tables(_rewards(platform, one, names) for one in evaluations)
+    cells = _in_order([_cell(label) for label in dict.fromkeys(rewards["method"].to_pylist())], targets)
+    scores = {
+        cell: bootstrap_interval(list(by_query.values()))
+        for cell, by_query in ((cell, scores_by_query(rewards)[_label(cell)]) for cell in cells)
+    }
+    alike = _measured_alike(platform, targets)
+    gained = gains(rewards, [(_label(a), _label(b)) for a, b in comparisons(cells, targets, alike)])
+    checkpoints = {name: checkpoint_id for checkpoint_id, name in names.items()}
+    rows = [_row(cell, None, score, checkpoints) for cell, score in scores.items()]
+    rows += [_row(_cell(gain.method), _cell(gain.against), _interval(gain), checkpoints) for gain in gained]
+    figures = {
+        "scores": matrix(rows),
+        "gains": [
+            {"what": one.method, "against": one.against, "mean": one.mean, "low": one.low, "high": one.high}
+            for one in gained
+        ],
+        "plot": intervals(
+            [IntervalBar(_label(cell), score.mean, score.low, score.high) for cell, score in scores.items()],
+            "Video-level score with 95% interval",
+            "score",
+        ),
+    }
+    return own_columns(TRANSFER, rows), figures
+
+
+def _rewards(platform: Platform, evaluation: EvaluationBranch, names: dict[str, str]) -> pa.Table:
+    """Scores of one target's present videos: query_id, method (the label of a cell), score."""
+    target = evaluation.target
+    found = platform.lake.query(
+        f"SELECT r.query_id, coalesce(n.name, p.method) AS optimizer, r.score FROM {EVAL_REWARDS.at(target).qualified} "
+        f"AS r JOIN {EVAL_PROMPTS.at(target).qualified} AS p USING (prompt_id) LEFT JOIN names AS n USING (policy) "
+        f"WHERE r.video_id IN (SELECT video_id FROM {evaluation.videos.present(platform)}) ORDER BY ALL",
+        names=pa.table({"policy": list(names), "name": list(names.values())}),
+    )
+    labels = [_label((optimizer, target)) for optimizer in found["optimizer"].to_pylist()]
+    return pa.table({"query_id": found["query_id"], "method": pa.array(labels, pa.string()), "score": found["score"]})
+
+
+def comparisons(cells: Sequence[Cell], targets: Sequence[str], alike: set[str]) -> list[tuple[Cell, Cell]]:
+    """Which cells are compared, each pair once: with the user's own words on the same video model; with the other
+    targets' optimizers, for the one that was made for it; and, for targets in `alike` (measured by the same reward as
+    the first), with the first target's words and with the same optimizer there."""
+    first = targets[0]
+    found: list[tuple[Cell, Cell]] = []
+    for optimizer, target in cells:
+        cell = (optimizer, target)
+        if optimizer != "original":
+            found.append((cell, ("original", target)))
+        if optimizer == f"vpo for {target}":
+            found += [(cell, other) for other in cells if other[1] == target and other[0] not in (optimizer, *WRITERS)]
+        if target != first and target in alike:
+            found += [(cell, ("original", first)), (cell, (optimizer, first))]
+    return [pair for pair in dict.fromkeys(found) if pair[1] in cells]
+
+
+def _measured_alike(platform: Platform, targets: Sequence[str]) -> set[str]:
+    """The targets whose scores can be compared with the first one's."""
+    recipes = {target: reward_recipe(platform, target) for target in targets}
+    return {target for target, recipe in recipes.items() if recipe == recipes[targets[0]]}
+
+
+def _label(cell: Cell) -> str:
+    return f"{cell[0]} on {cell[1]}"
+
+
+def _cell(label: str) -> Cell:
+    """Targets have plain names, without a space in them."""
+    optimizer, _, target = label.rpartition(" on ")
+    return optimizer, target
+
+
+def _in_order(cells: Sequence[Cell], targets: Sequence[str]) -> list[Cell]:
+    """Target by target; in each the methods as people compare them, then the optimizers of the targets."""
+    own = [f"vpo for {target}" for target in targets]
+    order = [*WRITERS, *own]
+
+    def place(cell: Cell) -> tuple[int, int, str]:
+        optimizer, target = cell
+        return targets.index(target), order.index(optimizer) if optimizer in order else len(order), optimizer
+
+    return sorted(cells, key=place)
+
+
+def _interval(gain: GainRow) -> Interval:
+    return Interval(gain.mean, gain.low, gain.high, gain.n)
+
+
+def _row(cell: Cell, against: Cell | None, value: Interval, checkpoints: dict[str, str]) -> Row:
+    optimizer, target = cell
+    return {
+        "transfer_id": content_id(optimizer, target, *(against or ("", ""))),
+        "optimizer": optimizer,
+        "checkpoint_id": checkpoints.get(optimizer),
+        "target": target,
+        "against_optimizer": against[0] if against else None,
+        "against_target": against[1] if against else None,
+        "value": value.mean,
+        "low": value.low,
+        "high": value.high,
+        "n": value.n,
+    }
+
+
+# ---- read back ---------------------------------------------------------------------------------------------------
+
+
+def transfer_rows(platform: Platform) -> list[Row]:
+    """The rows of the comparison, none where it was not made."""
+    rows: list[Row] = platform.lake.read(TRANSFER).to_pylist()
+    targets = [name for name in platform.profile.targets if any(row["target"] == name for row in rows)]
+    order = {
+        cell: n for n, cell in enumerate(_in_order([_of(row) for row in rows if row["target"] in targets], targets))
+    }
+    kept = [row for row in rows if _of(row) in order]
+    return sorted(kept, key=lambda row: (order[_of(row)], row["against_target"] or "", row["against_optimizer"] or ""))
+
+
+def _of(row: Row) -> Cell:
+    return row["optimizer"], row["target"]
+
+
+def matrix(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """One line an optimizer, one column a target: the score and its interval."""
+    scores = {_of(row): row for row in rows if row["against_target"] is None}
+    optimizers = dict.fromkeys(optimizer for optimizer, _ in scores)
+    targets = dict.fromkeys(target for _, target in scores)
+    return [
+        {"optimizer": optimizer, **{t: _estimate(scores.get((optimizer, t))) for t in targets}}
+        for optimizer in optimizers
+    ]
+
+
+def transfer_summary(rows: Sequence[Row]) -> list[Row]:
+    """The comparison as plain data, a dict for each score and gain."""
+    names = ("optimizer", "checkpoint_id", "target", "against_optimizer", "against_target", "value", "low", "high", "n")
+    return [{name: row[name] for name in names} for row in rows]
+
+
+def transfer_grids(rows: Sequence[Row]) -> Iterator[Grid]:
+    """The matrix and the gains as tables for a terminal; none without rows."""
+    if not rows:
+        return
+    lines = matrix(rows)
+    scores = Grid(title="Every optimizer on every target's video model (score, 95% interval)", title_justify="left")
+    for name in lines[0]:
+        scores.add_column(one_line(name))
+    for line in lines:
+        scores.add_row(*(one_line(value) for value in line.values()))
+    yield scores
+    gained = Grid(title="Gain in score between them, paired by query (95% intervals)", title_justify="left")
+    for name in ("optimizer", "on", "against", "on", "gain"):
+        gained.add_column(name)
+    for row in rows:
+        if row["against_target"] is not None:
+            named = [row[name] for name in ("optimizer", "target", "against_optimizer", "against_target")]
+            gained.add_row(*map(one_line, named), _estimate(row))
+    yield gained
+
+
+def _estimate(row: Row | None) -> str:
+    return "" if row is None else f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
