@@ -399,6 +399,16 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def ask_database(address: str) -> None:
+    """One look whether a database in Postgres lets this process in, without waiting for it. Raises LakeError."""
+    import psycopg2
+
+    try:
+        _connected(address).close()
+    except psycopg2.Error as error:
+        raise _lake_error(f"{address} does not answer: {error}") from error
+
+
 def _connected(address: str) -> Any:
     try:
         import psycopg2

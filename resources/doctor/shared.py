@@ -1,4 +1,4 @@
-"""Do the servers of a shared lake answer: Postgres with the catalog, and the object stores?
+"""Do the servers that several machines share answer: Postgres with the catalog and the runs, and the object stores?
 
 Belongs here: one question to each, and what is needed to ask it. Does not belong here: using them (storage/). A profile
 that keeps everything in its home is asked nothing.
@@ -11,12 +11,13 @@ from resources.doctor.machine import Machine
 from resources.settings import Profile
 from resources.shared_storage import SQLITE
 from storage.faults import LakeError
-from storage.lake_place import SharedPlace
+from storage.lake_place import SharedPlace, ask_database
 from storage.object_store import KEYS, ObjectStoreAccess, ObjectStoreError, is_object_url
 from storage.remote_files import RemoteFiles
 
 SECONDS = 3.0
 POSTGRES_PACKAGES = ("psycopg2", "duckdb_extension_postgres_scanner")
+RUN_STORAGE_PACKAGES = ("dagster_postgres", "psycopg2")
 STORE_PACKAGES = ("obstore",)
 
 
@@ -25,7 +26,8 @@ def check_shared(profile: Profile, machine: Machine) -> Iterator[Finding]:
     places = {"lake.data": profile.lake.data, "videos": profile.videos, "checkpoints": profile.checkpoints}
     remote = {key: place for key, place in places.items() if place is not None and is_object_url(place)}
     shared = profile.lake.catalog != SQLITE
-    missing = [*_packages(shared, remote, machine), *_keys(remote, machine)]
+    runs = profile.run_storage if profile.run_storage != SQLITE else None
+    missing = [*_packages(shared, runs is not None, remote, machine), *_keys(remote, machine)]
     yield from missing
     if missing:
         return
@@ -38,10 +40,13 @@ def check_shared(profile: Profile, machine: Machine) -> Iterator[Finding]:
         if key in remote:
             files = RemoteFiles(remote[key], access)
             yield _ask(key, str(files), lambda files=files: files.look("lake.json"))  # type: ignore[misc]
+    if runs is not None:
+        yield _ask("run_storage", f"Dagster's storage at {runs}", lambda: ask_database(runs))
 
 
-def _packages(shared: bool, remote: dict[str, str], machine: Machine) -> Iterator[Finding]:
+def _packages(shared: bool, runs: bool, remote: dict[str, str], machine: Machine) -> Iterator[Finding]:
     needed = [("lake.catalog", name) for name in POSTGRES_PACKAGES if shared]
+    needed += [("run_storage", name) for name in RUN_STORAGE_PACKAGES if runs]
     needed += [(key, name) for key in list(remote)[:1] for name in STORE_PACKAGES]
     needed += [("lake.data", "duckdb_extension_httpfs")] if "lake.data" in remote else []
     for key, name in needed:

@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 from dagster import AssetKey
 
+from resources.doctor.findings import Level
+from resources.doctor.machine import ThisMachine
+from resources.doctor.shared import check_shared
+from resources.settings import load_profile
 from services.local_servers.postgres import LocalPostgres
 from tests.assets.conftest import World, queries_of, write_queries
 from vpo_assets.definitions import EVERYTHING
@@ -45,3 +49,16 @@ def test_runs_of_one_machine_are_seen_by_another_and_pools_hold_for_both(
 
     (folder / "dagster.yaml").write_text("# mine\n")
     assert (dagster_home(worlds[0].profile) / "dagster.yaml").read_text() == "# mine\n"
+
+
+def test_the_doctor_asks_the_server_of_the_runs(
+    postgres: LocalPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VPO_RUN_STORAGE", postgres.create_database("asked"))
+    (found,) = check_shared(load_profile(), ThisMachine())
+    assert (found.subject, found.level) == ("run_storage", Level.OK)
+    assert found.text.endswith("/asked answers")
+    monkeypatch.setenv("PGPASSWORD", "not the password")
+    (found,) = check_shared(load_profile(), ThisMachine())
+    assert (found.subject, found.level) == ("run_storage", Level.FAULT)
+    assert "does not answer" in found.text and "not the password" not in f"{found.text}{found.remedy}"

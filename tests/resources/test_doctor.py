@@ -777,3 +777,15 @@ def test_a_profile_can_be_examined_whole(examined: Examined, hub: StubServer, se
     findings = examined("gpu", TARGETS__COGVIDEOX_2B__VIDEO_REWARD__BASE_URL=f"{server.url}/v1")
     wrong = [finding for finding in findings if finding.level is not Level.OK]
     assert [finding.subject for finding in wrong] == ["targets.cogvideox_2b.video_reward.checklist"]
+
+
+# ---- what several machines share -----------------------------------------------------------------------------------
+
+
+def test_runs_in_postgres_need_their_packages_and_a_server_that_answers(examined: Examined) -> None:
+    nobody = "postgresql://vpo@127.0.0.1:1/runs"
+    findings = examined("local", StandIn(versions={"dagster_postgres": "1"}), RUN_STORAGE=nobody)
+    assert "the package psycopg2 is not installed -> pip install" in the(findings, "run_storage", Level.FAULT)
+    pytest.importorskip("psycopg2")
+    findings = examined("local", StandIn(versions=dict.fromkeys(("dagster_postgres", "psycopg2"), "1")))
+    assert f"{nobody} does not answer" in the(findings, "run_storage", Level.FAULT)
