@@ -13,6 +13,8 @@ from tests.assets.conftest import World, queries_of, write_queries
 from vpo_assets.automation import assets_under_way, followed_by, found_left_behind
 from vpo_assets.definitions import EVERYTHING
 
+pytestmark = pytest.mark.slow
+
 TRUNK_AFTER_RAW = {"queries", "drafts", "draft_critiques", "sft_dataset"}
 BRANCH = {
     f"shapes/{name}"

@@ -4,7 +4,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -464,7 +464,15 @@ def test_it_works_from_several_threads() -> None:
     assert found == {name: [f"re: {name}{i} #0" for i in range(20)] for name in "xyz"}
 
 
-def test_an_interrupt_ends_it_and_closes_the_connections() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell starts what it runs in the background with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_it_and_closes_the_connections(interruptible: None) -> None:
     with StubEndpoint(lambda _: Answer(seconds=FOREVER)) as stub:
 
         def interrupt() -> None:
