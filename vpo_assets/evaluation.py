@@ -35,7 +35,7 @@ from storage.tables import (
     EVALUATION,
     QUERIES,
 )
-from vpo_assets.evaluation_tables import PROMPT_METRICS, methods_of, rounds
+from vpo_assets.evaluation_tables import PROMPT_METRICS, methods_of, round_methods, round_sentences, rounds
 from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
@@ -265,8 +265,21 @@ def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Tabl
     for row in rows:
         row["checkpoint_id"] = policies.get(row["method"])
         row["evaluation_id"] = content_id(row["section"], row["method"], row["against"] or "", row["metric"])
-    report = write_report(platform, target, policies, text_level, video_level, gained, statistics)
+    pairs = rounds(platform.profile, target)
+    curve = round_picture(video_level, pairs) if pairs else None
+    report = write_report(
+        platform,
+        target,
+        policies,
+        text_level,
+        video_level,
+        gained,
+        statistics,
+        rounds=curve,
+        round_notes=round_sentences(rows, pairs),
+    )
     figures = {
+        **({"rounds": curve} if curve else {}),
         "report": str(report),
         "text_level": [text_summary(row) for row in text_level],
         "video_level": [video_summary(row) for row in video_level],
@@ -285,6 +298,18 @@ def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Tabl
         ),
     }
     return own_columns(EVALUATION, rows), figures
+
+
+def round_picture(video_level: Sequence[VideoLevelRow], pairs: Sequence[tuple[str, str]]) -> bytes:
+    """The score with its interval over SFT and the rounds of preference optimization, as a PNG."""
+    found = {row.method: row for row in video_level}
+    before = dict(pairs)
+    bars = [
+        IntervalBar(f"{method}, from {before[method]}" if method in before else method, row.score, row.low, row.high)
+        for method in round_methods(pairs)
+        if (row := found.get(method))
+    ]
+    return intervals(bars, "Score over the rounds with 95% interval", "score")
 
 
 def _prompts_with_queries(platform: Platform, target: str) -> pa.Table:

@@ -4,7 +4,7 @@ Belongs here: the shape of `vpo evaluation` and which checkpoint came out best. 
 anything (evaluation.py).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.table import Table as Grid
@@ -55,6 +55,16 @@ def rounds(profile: Profile, target: str) -> list[tuple[str, str]]:
     trained_for = {name: method for method, name in {"vpo": target, **others}.items()}
     policies = {method: policy_of(profile, name) for method, name in others.items() if name in profile.targets}
     return [(method, trained_for[policy]) for method, policy in policies.items() if policy in trained_for]
+
+
+def round_methods(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """SFT, VPO, and the methods that are a round more of another, in the order of training."""
+    before = dict(pairs)
+
+    def rounds_before(method: str) -> int:
+        return 1 + rounds_before(before[method]) if method in before else 0
+
+    return ["sft", *sorted(dict.fromkeys(["vpo", *before]), key=rounds_before)]
 
 
 def round_sentences(rows: list[Row], pairs: Iterable[tuple[str, str]]) -> list[str]:

@@ -25,6 +25,7 @@ from vpo_assets.report.data import (
     GainRow,
     MethodExample,
     PairCount,
+    PeopleRow,
     Picture,
     PromptRow,
     ReportData,
@@ -34,6 +35,8 @@ from vpo_assets.report.data import (
 from vpo_assets.report.page import render_report
 from vpo_assets.report.pictures import curves, funnel
 from vpo_assets.target import feedback_source, score_cube
+from vpo_assets.viewer.results import Results
+from vpo_assets.viewer.vote_figures import vote_figures, vote_sentences
 
 EXAMPLES = 16
 UNSAFE_EXAMPLES = 3
@@ -48,8 +51,11 @@ def write_report(
     video_level: Sequence[metrics.VideoLevelRow],
     gains: Sequence[metrics.GainRow],
     prompts: Sequence[PromptStatistics],
+    rounds: bytes | None,
+    round_notes: Sequence[str],
 ) -> Path:
     """Write VPO_HOME/reports/<target>.html, whole or not at all; returns its path."""
+    votes = vote_figures(Results(platform, target))
     data = ReportData(
         title=f"What the prompt optimizer is worth on {target}",
         made_at=datetime.now(UTC),
@@ -58,6 +64,13 @@ def write_report(
         text_level=[_text_level(row) for row in text_level],
         video_level=[_video_level(row) for row in video_level],
         gains=[GainRow(row.method, row.against, row.mean, row.low, row.high, row.n) for row in gains],
+        rounds=None if rounds is None else Picture("Score of SFT and of what each round made of it", rounds),
+        round_notes=round_notes,
+        people=[
+            PeopleRow(row.method, row.against, Estimate(row.rate, row.low, row.high), row.won, row.tied, row.lost)
+            for row in votes.preferences
+        ],
+        people_notes=vote_sentences(votes),
         prompts=[_prompt_row(row) for row in prompts],
         f_statistic=_f_statistic(platform, target),
         pair_counts=_pair_counts(platform, target),

@@ -9,7 +9,7 @@ import pytest
 from dagster import AssetKey
 
 from tests.assets.conftest import World, queries_of, write_queries
-from vpo_assets.evaluation_tables import evaluation_rows, round_sentences, rounds
+from vpo_assets.evaluation_tables import evaluation_rows, round_methods, round_sentences, rounds
 from vpo_assets.planning import plan_all
 from vpo_assets.trace import trace
 
@@ -86,6 +86,8 @@ def test_all_are_in_one_evaluation_with_their_checkpoints(studied: World) -> Non
     assert pairs == [("round_2", "vpo")]
     (said,) = round_sentences(evaluation_rows(studied.platform, "shapes"), pairs)
     assert said.startswith("round_2 went on from vpo and gained ")
+    report = (studied.platform.home / "reports" / "shapes.html").read_text()
+    assert "Round by round" in report and said in report
     prompts = studied.rows("SELECT method, value FROM lake.shapes.evaluation WHERE metric = 'faithful'")
     shares = {row["method"]: row["value"] for row in prompts}
     assert set(shares) == set(found) and all(0 <= share <= 1 for share in shares.values())
@@ -132,6 +134,12 @@ def test_a_checkpoint_may_be_named_by_its_id(copied: Callable[..., World], studi
     world.materialize("shapes/eval_prompts", "shapes/eval_critiques")
     found = world.rows("SELECT DISTINCT policy FROM lake.shapes.eval_prompts WHERE method = 'named'")
     assert found == [{"policy": other}]
+
+
+def test_rounds_are_shown_in_the_order_of_training() -> None:
+    assert round_methods([]) == ["sft", "vpo"]
+    assert round_methods([("third", "second"), ("second", "vpo")]) == ["sft", "vpo", "second", "third"]
+    assert round_methods([("second", "vpo"), ("third", "second")]) == ["sft", "vpo", "second", "third"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from vpo_assets.report.data import (
     GainRow,
     MethodExample,
     PairCount,
+    PeopleRow,
     Picture,
     ReportData,
     TextLevelRow,
@@ -121,6 +122,14 @@ def report(text: str = "plain", made: bool = True) -> ReportData:
             VideoLevelRow(text, Estimate(1.0), {text: 0.1}, Estimate(0.2)),
         ],
         gains=[GainRow("vpo", "original", 0.51, 0.4, 0.62), GainRow("vpo", "sft", 0.1, -0.05, 0.25)],
+        rounds=Picture(text, funnel([("a", 3)], "t"), text),
+        round_notes=[text],
+        people=[
+            PeopleRow("vpo", "sft", Estimate(0.625, 0.5, 0.75), 12, 1, 7),
+            PeopleRow("vpo", text, Estimate(1.0), 3, 0, 0),
+            PeopleRow(text, "sft", Estimate(0.5), 1, 0, 1),
+        ],
+        people_notes=[text],
         f_statistic=FStatistic(2.84, 2.3, 3.5),
         pair_counts=[PairCount("text", 200), PairCount("video", 1100, 0.83), PairCount(text, 1, math.nan)],
         funnels=[Picture(text, funnel([("a", 3)], "t"), text)],
@@ -144,6 +153,7 @@ def test_tables_hold_values_with_intervals_and_the_published_figures() -> None:
     assert row(page, "VPO", "93.8")[1:3] == ["93.8", "[91.2, 96.1]"]
     assert row(page, "GPT-4o few-shot", "86.4")[1::1] == ["86.4", "", "2.4", "8.6", "2.6", "", "500"]
     assert row(page, "VPO", "3.76") == ["VPO", "3.76", "4.15", "99.00", "55.83", "70.17", "24.20"]
+    assert row(page, "VPO", "62") == ["VPO", "62", "[50, 75]", "12", "1", "7"]
     assert row(page, "all") == ["all", "1,301", "–"]
     assert "Published: VPO, arXiv 2503.20491" in page.text
 

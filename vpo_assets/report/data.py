@@ -72,6 +72,19 @@ class PromptRow:
 
 
 @dataclass(frozen=True)
+class PeopleRow:
+    """How often people preferred one method to another without knowing which is which: the share of wins, ties
+    counting half, 0..1; and how often each was said."""
+
+    method: str
+    against: str
+    preferred: Estimate
+    won: int
+    tied: int
+    lost: int
+
+
+@dataclass(frozen=True)
 class FStatistic:
     """Variance of the score between prompts of a query over variance between seeds of a prompt, with its 95%
     interval. NaN where it cannot be told."""
@@ -155,6 +168,11 @@ class ReportData:
     text_level: Sequence[TextLevelRow] = ()
     video_level: Sequence[VideoLevelRow] = ()
     gains: Sequence[GainRow] = ()
+    rounds: Picture | None = None
+    round_notes: Sequence[str] = ()
+    """A sentence on each round more."""
+    people: Sequence[PeopleRow] = ()
+    people_notes: Sequence[str] = ()
     prompts: Sequence[PromptRow] = ()
     f_statistic: FStatistic | None = None
     pair_counts: Sequence[PairCount] = ()

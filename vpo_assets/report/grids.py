@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vpo_assets.report import published
-from vpo_assets.report.data import Estimate, GainRow, PairCount, PromptRow, TextLevelRow, VideoLevelRow
+from vpo_assets.report.data import Estimate, GainRow, PairCount, PeopleRow, PromptRow, TextLevelRow, VideoLevelRow
 
 METHOD_NAMES = {"original": "Original query", "few_shot": "Few-shot", "sft": "VPO-SFT", "vpo": "VPO"}
 NOTHING = "–"
@@ -168,6 +168,20 @@ def published_video_level_grid() -> Grid:
     columns = tuple(Column(metric, "higher") for metric in published.VIDEO_LEVEL_METRICS)
     values = [(name, [Estimate(value) for value in row]) for name, row in published.VIDEO_LEVEL]
     return Grid("Method", columns, (_group("", columns, values, (2,) * len(columns), marked=False),))
+
+
+def people_grid(rows: Sequence[PeopleRow]) -> Grid:
+    """Blind votes, in groups by the method that was voted against."""
+    columns = (Column("preferred, %"), Column("won"), Column("tied"), Column("lost"))
+    groups = []
+    for against in dict.fromkeys(row.against for row in rows):
+        values = [
+            (row.method, [_percent(row.preferred), *map(_whole, (row.won, row.tied, row.lost))])
+            for row in rows
+            if row.against == against
+        ]
+        groups.append(_group(f"against {METHOD_NAMES.get(against, against)}", columns, values, (0, 0, 0, 0)))
+    return Grid("Method", columns, tuple(groups))
 
 
 def pair_grid(rows: Sequence[PairCount]) -> Grid:

@@ -45,6 +45,7 @@ def render_report(data: ReportData) -> str:
         gain_chart=grids.gain_chart(data.gains),
         f_statistic=data.f_statistic and _f_figure(data.f_statistic),
         f_sentence=f_sentence(data.f_statistic),
+        people=grids.people_grid(data.people),
         prompts=grids.prompt_grid(data.prompts),
         pairs=grids.pair_grid(data.pair_counts),
         examples=[_shown_example(example) for example in data.examples],
