@@ -4,7 +4,7 @@ Belongs here: which mapper a stage's batches go through, by the profile and by w
 here: what is done with a batch, or how its result is committed (storage/refresh.py).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from resources.backend_settings import (
@@ -14,15 +14,26 @@ from resources.backend_settings import (
     OwnCodeSettings,
     Section,
     TransformersModelSettings,
+    VideoServerSettings,
     VllmModelSettings,
 )
 from resources.compute_settings import ComputeSettings, RayComputeSettings, Stage
 from resources.ray_compute import RayMapper
 from storage.refresh import Mapper, map_here
+from storage.remote_files import RemoteFiles
 
 
-def build_mapper(settings: ComputeSettings, stage: Stage, backends: Iterable[Section], store: Path) -> Mapper:
+def build_mapper(
+    settings: ComputeSettings,
+    stage: Stage,
+    backends: Iterable[Section],
+    store: Path,
+    places: Sequence[RemoteFiles | None] = (None,),
+) -> Mapper:
     """The mapper for a stage whose work needs these backends; `store` is the folder that all workers must share.
+    `places`: where in an object store the videos and the checkpoints lie, None for what lies in a folder. With all of
+    them there each node may have a `store` of its own, but where a server's jobs are remembered in it: a batch that is
+    done again elsewhere would pay for them again.
 
     `local` works batch after batch in this process. So does every stage that may spend money up to a limit, since one
     process must do the counting; what it waits for is a server, which is asked many things at once either way.
@@ -31,7 +42,9 @@ def build_mapper(settings: ComputeSettings, stage: Stage, backends: Iterable[Sec
     if not isinstance(settings, RayComputeSettings) or any(_has_limit(model) for model in models):
         return map_here
     own = settings.of_stage(stage)
-    return RayMapper(own.model_copy(update={"gpus_per_worker": _gpus(own, models)}), store)
+    own_folders = None not in places and not any(isinstance(model, VideoServerSettings) for model in models)
+    remote = tuple(place for place in places if place is not None)
+    return RayMapper(own.model_copy(update={"gpus_per_worker": _gpus(own, models)}), store, remote, own_folders)
 
 
 def _models(backends: Iterable[Section]) -> Iterator[Section]:

@@ -25,6 +25,7 @@ from resources.outcome import Unavailable
 from resources.ray_cluster import connect
 from resources.ray_worker import Answer, Probe, Worker, WorkerReport, project_code
 from storage.refresh import BatchFunction, BatchResult, answered
+from storage.remote_files import RemoteFiles
 
 GIB = 2**30
 WAIT_SECONDS = 1.0
@@ -46,10 +47,14 @@ class _Place:
 
 @dataclass
 class RayMapper:
-    """A mapper (storage/refresh.py) over actors. `store` is the folder that workers and driver must share."""
+    """A mapper (storage/refresh.py) over actors. `store` is the folder that workers and driver must share; with
+    `own_folders` each node may have its own, a cache of the `places` in an object store, which every worker must reach.
+    """
 
     settings: RayComputeSettings
     store: Path
+    places: tuple[RemoteFiles, ...] = ()
+    own_folders: bool = False
     _pools: list["_Pool"] = field(default_factory=list, repr=False)
 
     def __call__(self, function: BatchFunction, batches: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, BatchResult]]:
@@ -58,7 +63,7 @@ class RayMapper:
         When something says that work must end (the function raises, its result is `stopped`, drawing a batch raises),
         no batch is given out any more, those under way are yielded, and then it is passed on. Raises Unavailable.
         """
-        pool = _Pool(function, self.settings, self.store)
+        pool = _Pool(function, self.settings, self._probe())
         self._pools.append(pool)
         try:
             yield from pool.results(iter(batches))
@@ -66,6 +71,11 @@ class RayMapper:
             pool.close()
             if pool in self._pools:
                 self._pools.remove(pool)
+
+    def _probe(self) -> Probe:
+        """The question to each worker; a text is in a file that `_Pool` writes."""
+        text = None if self.own_folders else secrets.token_hex(16)
+        return Probe(self.store / f".seen-by-workers-{secrets.token_hex(8)}", text, self.places)
 
     def close(self) -> None:
         """End all actors; what they had at work is lost, and done by the next refresh."""
@@ -76,13 +86,14 @@ class RayMapper:
 class _Pool:
     """The actors of one map."""
 
-    def __init__(self, function: BatchFunction, settings: RayComputeSettings, store: Path) -> None:
+    def __init__(self, function: BatchFunction, settings: RayComputeSettings, probe: Probe) -> None:
         self._ray = connect(settings)
         self._settings = settings
         self._packed = self._ray.cloudpickle.dumps(function)
-        store.mkdir(parents=True, exist_ok=True)
-        self._probe = Probe(store / f".seen-by-workers-{secrets.token_hex(8)}", secrets.token_hex(16))
-        self._probe.file.write_text(self._probe.text)
+        self._probe = probe
+        if probe.text is not None:
+            probe.file.parent.mkdir(parents=True, exist_ok=True)
+            probe.file.write_text(probe.text)
         self._places: list[_Place] = []
         self._worked_at = time.monotonic()
         self._error: Exception | None = None
@@ -295,4 +306,9 @@ def raise_if_unfit(report: WorkerReport) -> None:
         raise Unavailable(
             f"{where} does not see the same store: {report.store}. All nodes need the same VPO_HOME, on a file system "
             "that they share"
+        )
+    if report.place is not None:
+        raise Unavailable(
+            f"{where} cannot use the object store: {report.place}. Every node needs the store's keys in the "
+            "environment of `ray start`, and a VPO_HOME that it can write to"
         )

@@ -14,13 +14,14 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import yaml
 from dagster import DagsterInstance, DagsterRunStatus
 
 from resources.optimizer_settings import OPTIMIZER_FILE, OptimizerSettings
 from storage.checkpoints import CheckpointManifest
-from storage.tables import DRAFTS, QUERIES, RAW_PROMPTS, THROUGHPUT, VIDEOS
+from storage.tables import DRAFTS, PREFERENCE_PAIRS, QUERIES, RAW_PROMPTS, THROUGHPUT, VIDEOS
 from tests.conftest import Vpo, vpo_process
 from tests.hand_filled import DPO, HOSTILE, QUERY_ID, SFT, fill, fill_evaluation
 from tests.tiny_model import save_tiny_model
@@ -143,7 +144,7 @@ def test_evaluation_as_json_has_the_promised_shape(vpo: Vpo, platform: Platform)
     result = vpo("evaluation", "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
-    assert set(found) == {"queries", "text_level", "video_level", "prompts", "gains", "people"}
+    assert set(found) == {"queries", "text_level", "video_level", "prompts", "gains", "people", "transfer"}
     assert found["queries"] == 100
     methods = ["original", "few_shot", "sft", "vpo"]
     assert [row["method"] for row in found["text_level"]] == methods
@@ -304,6 +305,20 @@ def test_a_missing_video_file_and_a_broken_checkpoint_are_pointed_out(
     assert result.exit_code == 0
     assert result.stdout.count("missing or damaged") == 2
     assert "weights is missing" in " ".join(result.stdout.split())
+
+
+def test_the_chosen_side_of_a_text_pair_is_said_to_be_a_refinement(
+    vpo: Vpo, platform: Platform, tmp_path: Path
+) -> None:
+    fill(platform, tmp_path)
+    table = PREFERENCE_PAIRS.at("shapes")
+    pairs = platform.lake.read(table)
+    place = pairs.schema.get_field_index("chosen_prompt_id")
+    with platform.lake.write({}) as transaction:
+        transaction.upsert(table, pairs.set_column(place, "chosen_prompt_id", pa.nulls(pairs.num_rows, pa.string())))
+    result = vpo("trace", "pair1")
+    assert "refined from the rejected prompt" in result.stdout
+    assert "not in the lake any more" not in result.stdout
 
 
 # ---- optimize ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,12 @@ class Forecast:
         """Whether the table will not be what it is."""
         return self.coming is None or self.coming > 0 or self.leaving > 0
 
+    @property
+    def share_coming(self) -> float:
+        """What comes as a share of what is there; of an empty table all, unless nothing comes. Unknown counts as 0."""
+        coming = self.coming or 0.0
+        return coming / self.rows if self.rows else float(coming > 0)
+
 
 def expected_todo(known: int, inputs: int, source: Forecast, rows_a_source_row: float | None) -> float | None:
     """Rows that a step will have to make once its source is refreshed; None if that cannot be told.

@@ -195,8 +195,7 @@ class _Planner:
             return Forecast(rows, None)
         leaving = max(source.leaving for source in sources)
         if rows:
-            shares = [(source.coming or 0.0) / source.rows if source.rows else 1.0 for source in sources]
-            return Forecast(rows, rows * max(shares), leaving)
+            return Forecast(rows, rows * max(source.share_coming for source in sources), leaving)
         # No row tells how many there are for each of the source: at most one a query.
         settings = self.platform.profile.targets.get(step.table.schema)
         return Forecast(rows, (sources[0].coming or 0.0) / (settings.candidates.per_query if settings else 1))

@@ -118,7 +118,8 @@ class Platform:
 
     def mapper(self, stage: Stage, backends: Sequence[Section]) -> Mapper:
         """Where batches of a stage are worked on that needs these backends."""
-        self._mappers.append(build_mapper(self.profile.compute, stage, backends, self.home))
+        places = [self.videos.remote, self.checkpoints.remote]
+        self._mappers.append(build_mapper(self.profile.compute, stage, backends, self.home, places))
         return self._mappers[-1]
 
     @cached_property

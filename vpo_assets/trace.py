@@ -161,7 +161,11 @@ class _Tracer:
             for video_id in row[f"{side}_video_ids"] or ():
                 video = self._row(kind.videos, video_id) if kind.videos else None
                 branch.add(self._video(kind, video) if video else _line("video", video_id, note="not in the lake"))
-            self._add_prompt(branch, row[f"{side}_prompt_id"], with_videos=False, with_query=False)
+            prompt_id = row[f"{side}_prompt_id"]
+            if prompt_id is None:  # of feedback on texts: the critique's refinement, which is no candidate
+                branch.add(_line("refined", "from the rejected prompt, by its critique"))
+            else:
+                self._add_prompt(branch, prompt_id, with_videos=False, with_query=False)
         self._add_query(tree, row["query_id"])
         return tree
 

@@ -39,4 +39,4 @@ def examine(profile: Profile, machine: Machine) -> Iterator[Finding]:
     yield from check_disk(profile, machine, weights)
     yield from check_endpoints(profile, machine)
     yield from check_compute(profile, machine)
-    yield from check_training_cluster(profile, machine)
+    yield from check_training_cluster(profile, machine, weights)

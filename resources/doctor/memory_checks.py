@@ -4,7 +4,9 @@ Belongs here: comparing estimates (memory.py) with the machine. Does not belong 
 one after the other, so each is compared with the whole of a GPU.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from ml.fine_tuning import DpoSettings, TrainingSettings
 from resources.backend_settings import DiffusersSettings, TransformersModelSettings, VllmModelSettings
@@ -16,6 +18,7 @@ from resources.doctor.memory import BYTES, MARGIN, ModelShape, cache_bytes, trai
 from resources.doctor.needs import language_models, trained_key, video_models
 from resources.doctor.sizes import gib
 from resources.doctor.weights import Weights
+from resources.ray_worker import NodeMemory
 from resources.settings import Profile
 
 LARGEST_ON_CPU = 2_000_000_000
@@ -127,12 +130,63 @@ def _diffusers(key: str, settings: DiffusersSettings, weights: Weights, machine:
         yield _compared(key, shown, need, machine.main_memory(), "main memory", "name a smaller model")
 
 
+@dataclass(frozen=True)
+class _Training:
+    """What one process of a training needs, in figures and in words, and what to do where that is too much."""
+
+    key: str
+    need: float
+    shown: str
+    remedy: str
+
+
 def _training(profile: Profile, shape: ModelShape, machine: Machine) -> Iterator[Finding]:
     if profile.trainer.launcher == "ray":
-        return  # on other machines, whose memory is not known here
+        return  # on the nodes of a cluster: training_cluster.py asks them
+    gpus, processes = machine.gpus(), processes_of(profile, machine)
+    for training in _trainings(profile, shape, processes):
+        if gpus:
+            have, where = min(gpu.free for gpu in gpus[:processes]), "what is free on a GPU"
+            shown = f"{training.shown} on each GPU, by estimate"
+            yield _compared(training.key, shown, training.need, have, where, training.remedy)
+        else:
+            yield from _on_cpu(training, shape, processes, machine.main_memory(), "main memory")
+
+
+def check_training_memory(
+    profile: Profile, weights: Mapping[str, Weights], nodes: Sequence[NodeMemory]
+) -> Iterator[Finding]:
+    """A line for every training on a Ray cluster, about the node that is the tightest. Nothing where neither the
+    model's shape nor a node is known. Workers are spread, so a node has at most its share of them, rounded up.
+    """
+    trained, settings = weights.get(trained_key(profile)), profile.trainer.ray
+    if trained is None or trained.shape is None:
+        return
+    for training in _trainings(profile, trained.shape, settings.workers):
+        if settings.gpus_per_worker:
+            cards = [(free, node.host) for node in nodes for free in node.free_on_gpus]
+            if cards:
+                have, host = min(cards)
+                shown = f"{training.shown} on each GPU, by estimate"
+                where = f"what is free on a GPU of the node {host}"
+                yield _compared(training.key, shown, training.need, have, where, training.remedy)
+        elif nodes:
+            have, host = min((node.main, node.host) for node in nodes)
+            on_a_node = math.ceil(settings.workers / len(nodes))
+            yield from _on_cpu(training, trained.shape, on_a_node, have, f"main memory of the node {host}")
+
+
+def _on_cpu(training: _Training, shape: ModelShape, processes: int, have: float, where: str) -> Iterator[Finding]:
+    need = training.need * processes
+    yield _compared(training.key, f"{training.shown}, by estimate", need, have, where, training.remedy)
+    if shape.parameters > LARGEST_ON_CPU:
+        yield fault(training.key, "a model of this size is not trained on the CPU", "train on a machine with a GPU")
+
+
+def _trainings(profile: Profile, shape: ModelShape, processes: int) -> Iterator[_Training]:
     trainings: list[tuple[str, TrainingSettings]] = [("sft", profile.sft)]
     trainings += [(f"targets.{name}.dpo", target.dpo) for name, target in profile.targets.items()]
-    gpus, processes, sharded = machine.gpus(), processes_of(profile, machine), is_sharded(profile.trainer)
+    sharded = is_sharded(profile.trainer)
     for key, settings in trainings:
         pairs = isinstance(settings, DpoSettings)
         try:
@@ -158,14 +212,7 @@ def _training(profile: Profile, shape: ModelShape, machine: Machine) -> Iterator
             remedy += "; train with lora"
         if not sharded:
             remedy += "; or split the model over GPUs: trainer.accelerate: fsdp or zero3"
-        if gpus:
-            have, where = min(gpu.free for gpu in gpus[:processes]), "what is free on a GPU"
-            yield _compared(key, f"{shown} on each GPU, by estimate", need.total, have, where, remedy)
-        else:
-            total = need.total * processes
-            yield _compared(key, f"{shown}, by estimate", total, machine.main_memory(), "main memory", remedy)
-            if shape.parameters > LARGEST_ON_CPU:
-                yield fault(key, "a model of this size is not trained on the CPU", "train on a machine with a GPU")
+        yield _Training(key, need.total, shown, remedy)
 
 
 def _compared(

@@ -1,22 +1,26 @@
 """Can a training be started on a Ray cluster?
 
 Belongs here: whether the cluster of `trainer.launcher: ray` answers, has room for the workers, and each of its nodes
-sees the folders of a training. Does not belong here: batches (compute.py), and what is the same on one machine
-(training.py).
+sees the folders of a training and has the memory for it. Does not belong here: how much memory that is
+(memory_checks.py), batches (compute.py), and what is the same on one machine (training.py).
 """
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from resources.compute_settings import RayTrainingSettings
 from resources.doctor.findings import Finding, fault, ok, warning
 from resources.doctor.machine import Machine
+from resources.doctor.memory_checks import check_training_memory
+from resources.doctor.weights import Weights
 from resources.outcome import Unavailable
 from resources.ray_cluster import HOW_TO_INSTALL, connect
-from resources.ray_worker import Probe, WorkerReport, project_code, seen_from_here
+from resources.ray_worker import NodeMemory, Probe, WorkerReport, memory_from_here, project_code, seen_from_here
 from resources.settings import Profile
 from storage.object_store import is_object_url
 
@@ -24,8 +28,11 @@ KEY = "trainer.ray"
 SECONDS_TO_ANSWER = 60.0
 
 
-def check_training_cluster(profile: Profile, machine: Machine) -> Iterator[Finding]:
-    """Nothing about `launcher: accelerate`. A running cluster is joined for a moment; none is started."""
+def check_training_cluster(
+    profile: Profile, machine: Machine, weights: Mapping[str, Weights] = MappingProxyType({})
+) -> Iterator[Finding]:
+    """Nothing about `launcher: accelerate`. A running cluster is joined for a moment; none is started. `weights`: of
+    the models that are known, whose trainings are compared with the memory of the nodes."""
     if profile.trainer.launcher != "ray":
         return
     settings = profile.trainer.ray.on_cluster_of(profile.compute)
@@ -37,9 +44,11 @@ def check_training_cluster(profile: Profile, machine: Machine) -> Iterator[Findi
         here: dict[str, float] = {"CPU": settings.local_cpus or os.cpu_count() or 1, "GPU": len(machine.gpus())}
         yield ok(KEY, f"ray {version}; each training starts a cluster on this machine")
         yield from _check_room(settings, [here])
+        memory = NodeMemory("here", machine.main_memory(), tuple(gpu.free for gpu in machine.gpus()))
+        yield from check_training_memory(profile, weights, [memory])
         return
     try:
-        nodes, unfit = _look_around(settings, _folders(profile))
+        nodes, unfit, memories = _look_around(settings, _folders(profile))
     except Unavailable as error:
         yield fault(KEY, str(error), "see docs/cluster.md")
         return
@@ -48,6 +57,7 @@ def check_training_cluster(profile: Profile, machine: Machine) -> Iterator[Findi
     if not unfit:
         yield ok(KEY, f"ray {version}; all {len(nodes)} nodes at {settings.address} see the folders of a training")
     yield from _check_room(settings, nodes)
+    yield from check_training_memory(profile, weights, memories)
 
 
 def _folders(profile: Profile) -> list[Path]:
@@ -60,29 +70,49 @@ def _folders(profile: Profile) -> list[Path]:
 
 def _look_around(
     settings: RayTrainingSettings, folders: list[Path]
-) -> tuple[list[dict[str, float]], list[tuple[str, str]]]:
-    """What each living node has; and a text and a remedy for each that could not take part. Raises Unavailable."""
+) -> tuple[list[dict[str, float]], list[tuple[str, str]], list[NodeMemory]]:
+    """What each living node has; a text and a remedy for each that could not take part; and the memory of those that
+    workers could be placed on and that told. Raises Unavailable."""
     ray = connect(settings)
     probes = [Probe(folder / f".seen-by-workers-{secrets.token_hex(8)}", secrets.token_hex(16)) for folder in folders]
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         for probe in probes:
             probe.file.parent.mkdir(parents=True, exist_ok=True)
-            probe.file.write_text(probe.text)
+            probe.file.write_text(probe.text or "")
         unfit = [found for node in nodes for found in _faults(ray, node, probes)]
-        return [dict(node["Resources"]) for node in nodes], unfit
+        memories = [memory for node in nodes if _has_room(settings, node) for memory in _memory(ray, node)]
+        return [dict(node["Resources"]) for node in nodes], unfit, memories
     finally:
         for probe in probes:
             probe.file.unlink(missing_ok=True)
         ray.shutdown()
 
 
-def _faults(ray: Any, node: dict[str, Any], probes: list[Probe]) -> Iterator[tuple[str, str]]:
+def _has_room(settings: RayTrainingSettings, node: dict[str, Any]) -> bool:
+    """Whether a node could hold one worker, so that a head without CPUs or GPUs is not asked."""
+    has = node["Resources"]
+    return bool(has.get("CPU", 0) >= settings.cpus_per_worker and has.get("GPU", 0) >= settings.gpus_per_worker)
+
+
+def _on_node(ray: Any, node: dict[str, Any], function: Callable[..., Any]) -> Any:
+    """The function as a task of this node, which holds none of its CPUs."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    where = f"the Ray node {node['NodeManagerAddress']}"
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    look = ray.remote(seen_from_here).options(num_cpus=0, scheduling_strategy=there)
+    return ray.remote(function).options(num_cpus=0, scheduling_strategy=there)
+
+
+def _memory(ray: Any, node: dict[str, Any]) -> Iterator[NodeMemory]:
+    """Nothing of a node that cannot run the project: `_faults` has said so."""
+    with suppress(ray.exceptions.RayError):
+        task = _on_node(ray, node, memory_from_here)
+        yield ray.get(task.remote(node["NodeManagerAddress"]), timeout=SECONDS_TO_ANSWER)
+
+
+def _faults(ray: Any, node: dict[str, Any], probes: list[Probe]) -> Iterator[tuple[str, str]]:
+    where = f"the Ray node {node['NodeManagerAddress']}"
+    look = _on_node(ray, node, seen_from_here)
     for probe in probes:
         try:
             report: WorkerReport = ray.get(look.remote(probe), timeout=SECONDS_TO_ANSWER)

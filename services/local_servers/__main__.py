@@ -40,11 +40,18 @@ def main() -> None:
             print("export VPO_VIDEOS=s3://vpo/videos VPO_CHECKPOINTS=s3://vpo/checkpoints")
             print(f"export VPO_OBJECT_STORE__ENDPOINT_URL={store.url} VPO_RUN_STORAGE={runs}")
             print("# Ctrl-C stops both servers", flush=True)
-            signal.sigwait({signal.SIGINT, signal.SIGTERM})
+            _wait_for_the_end()
         finally:
             store.stop()
     finally:
         postgres.stop()
+
+
+def _wait_for_the_end() -> None:
+    """Until SIGINT or SIGTERM. They are blocked, for SIGTERM would else end this process and leave both servers."""
+    ends = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    signal.sigwait(ends)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,14 @@ import pytest
 from ml.fine_tuning import TrainingJob, last_state
 from resources.doctor.findings import Level
 from resources.doctor.machine import ThisMachine
+from resources.doctor.needs import trained_key
 from resources.doctor.training_cluster import check_training_cluster
+from resources.doctor.weights import Weights
 from resources.settings import TrainerSettings, load_profile
 from resources.trainer import TrainingFailed, TrlTrainer
 from tests.ml.test_fine_tuning import dpo_job, furthest_apart, loss_of, sft_job, trained
 from tests.resources.ray_nodes import HEAD, Nodes, two_nodes
+from tests.resources.test_ray_training_memory import SMALL
 from tests.resources.test_trainer import is_gone
 from tests.tiny_model import save_tiny_model
 
@@ -100,6 +103,11 @@ def test_the_doctor_asks_every_node(nodes: Nodes, tmp_path: Path, monkeypatch: p
     assert f"all 2 nodes at {nodes.address} see the folders" in fine.text
     assert "4 of 5 workers" in room.text
     assert not list((tmp_path / "training").iterdir())
+    monkeypatch.setenv("VPO_TRAINER", json.dumps({"launcher": "ray", "accelerate": "ddp", "ray": ray | {"workers": 4}}))
+    shared = load_profile().model_copy(update={"home": tmp_path})
+    memory = list(check_training_cluster(shared, ThisMachine(), {trained_key(shared): Weights({}, SMALL)}))[1:]
+    assert [finding.subject for finding in memory] == ["sft", "targets.shapes.dpo"]
+    assert all("main memory of the node 127.0.0." in finding.text for finding in memory)
     monkeypatch.setattr(Path, "write_text", lambda *_: 0)  # as if this machine's folder were none of theirs
     found = list(check_training_cluster(profile, ThisMachine()))
     blind = sorted(finding.text for finding in found if finding.level is Level.FAULT)
