@@ -107,6 +107,7 @@ DUCKDB_CRASHED = "database has been invalidated because of a previous fatal erro
 """DuckDB's Postgres extension sometimes ends the process when its server is cut off in the middle of an answer."""
 
 
+@pytest.mark.long  # and not always green: see "Postgres away" in docs/cluster.md
 def test_postgres_restarted_in_the_middle_of_four_writers(
     place: Places, postgres: LocalPostgres, tmp_path: Path
 ) -> None:

@@ -189,7 +189,9 @@ def test_a_row_that_kills_its_workers_ends_in_quarantine(settings: Any, tmp_path
     assert failures[0].error.startswith("WorkerDied: its worker died 2 times on this row alone: The actor is dead")
     assert everything(found) == {id_: n for id_, n in doubled(batches).items() if id_ != "2-1"}
     deaths = Counter(line.split()[1] for line in (tmp_path / "log").read_text().splitlines())["2-1"]
-    assert deaths == 2 + 1 + 2
+    # On the batch, on its half, on the row alone; once more where a result that was on its way died with its worker:
+    # then the batch before is blamed for that death.
+    assert 2 + 1 + 2 <= deaths <= 2 + 1 + 2 + 1
     assert time.monotonic() - started < 60
 
 
