@@ -1,6 +1,7 @@
 """The lake: tables as Parquet files with an SQL catalog (DuckLake), read and written by DuckDB.
 
-With `storage.lake_place` (where catalog and files lie, and who may write) the one module that knows it is DuckLake.
+With `storage.lake_place` (where catalog and files lie, and who may write) and `storage.lake_sessions` (statements) the
+one module that knows it is DuckLake.
 Here: opening, reading, writing in transactions, time travel, export, maintenance. Which tables there are is in
 `storage.tables`; what rows to compute in `storage.refresh`.
 
@@ -27,10 +28,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.extensions import ExtensionMissing
-from storage.faults import LakeError, LakeLocked, LakeUnreachable, explained, is_locked, is_unreachable
+from storage.faults import LakeError, LakeLocked, LakeUnreachable
 from storage.ids import CONTENT_ID_MACRO
 from storage.lake_place import LOCK_TIMEOUT, FolderPlace, LakePlace, literal, patiently
-from storage.object_store import scrubbed
+from storage.lake_sessions import Sessions, arrow, registered, roll_back, run
 from storage.retention_log import when_expired
 from storage.tables import LAKE, Table, quoted
 
@@ -58,8 +59,8 @@ class Transaction:
         if checked.num_rows == 0:
             return
         self.delete(table, checked[table.key])
-        with _registered(self._cursor, incoming=checked):
-            _run(self._cursor, f"INSERT INTO {table.qualified} BY NAME SELECT * FROM incoming")
+        with registered(self._cursor, incoming=checked):
+            run(self._cursor, f"INSERT INTO {table.qualified} BY NAME SELECT * FROM incoming")
 
     def insert(self, table: Table, rows: pa.Table) -> int:
         """Write the rows whose key is not there yet; the others stay as they are. How many were written."""
@@ -67,7 +68,7 @@ class Transaction:
         if checked.num_rows == 0:
             return 0
         key = quoted(table.key)
-        with _registered(self._cursor, incoming=checked):
+        with registered(self._cursor, incoming=checked):
             return self.execute(
                 f"INSERT INTO {table.qualified} BY NAME SELECT * FROM incoming ANTI JOIN "
                 f"(SELECT {key} FROM {table.qualified}) USING ({key})"
@@ -78,19 +79,19 @@ class Transaction:
         gone = keys if isinstance(keys, pa.Array | pa.ChunkedArray) else pa.array(list(keys), pa.string())
         if len(gone) == 0:
             return 0
-        with _registered(self._cursor, gone=pa.table({"key": gone})):
+        with registered(self._cursor, gone=pa.table({"key": gone})):
             return self.execute(f"DELETE FROM {table.qualified} WHERE {quoted(table.key)} IN (SELECT key FROM gone)")
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), **relations: pa.Table) -> int:
         """Any changing statement; `relations` are Arrow tables it may name. How many rows it changed."""
-        with _registered(self._cursor, **relations):
-            changed = _run(self._cursor, sql, parameters).fetchone()
+        with registered(self._cursor, **relations):
+            changed = run(self._cursor, sql, parameters).fetchone()
         return int(changed[0]) if changed else 0
 
     def query(self, sql: str, parameters: Sequence[Any] = (), **relations: pa.Table) -> pa.Table:
         """Read inside the transaction: its own changes are visible."""
-        with _registered(self._cursor, **relations):
-            return _arrow(_run(self._cursor, sql, parameters))
+        with registered(self._cursor, **relations):
+            return arrow(run(self._cursor, sql, parameters))
 
     def snapshot(self) -> int:
         """Id of the snapshot that is seen here, apart from the transaction's own changes."""
@@ -135,7 +136,7 @@ class ReadOnlyConnection:
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> pa.Table:
         """Answer one statement. Anything else than reading is a LakeError."""
         self._check(sql)
-        return _arrow(_run(self._connection, sql, parameters))
+        return arrow(run(self._connection, sql, parameters))
 
     def _check(self, sql: str) -> None:
         try:
@@ -144,7 +145,7 @@ class ReadOnlyConnection:
             raise LakeError(str(error)) from error
         if len(statements) != 1:
             raise LakeError(f"one SQL statement at a time, please: this has {len(statements)}")
-        parsed = _run(self._connection, "SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
+        parsed = run(self._connection, "SELECT json_serialize_sql(?::VARCHAR)", [sql]).fetchone()
         tree = json.loads(parsed[0]) if parsed else {"error": True}
         if tree["error"]:
             raise LakeError(f"this session only reads; use SELECT ({tree.get('error_message', 'not allowed')})")
@@ -179,8 +180,9 @@ class Lake:
         self._writing = threading.local()
         # Tables and columns are never dropped, so that what has been seen once need not be looked up again.
         self._seen: dict[tuple[str, str], set[str]] = {}
-        self._connection = self.place.attach(self._extension_folders, read_only=False)
-        self._idle: list[duckdb.DuckDBPyConnection] = []
+        connection = self.place.attach(self._extension_folders, read_only=False)
+        self._readers = Sessions(connection, self.place.patience)
+        self._writers: Sessions | None = None
         self._make_notes()
 
     # ---- reading -------------------------------------------------------------------------------------------
@@ -190,8 +192,8 @@ class Lake:
         SQL may name besides. Values belong into `parameters` (``?``), never into the text."""
 
         def ask() -> pa.Table:
-            with self.reading() as cursor, _registered(cursor, **relations):
-                return _arrow(_run(cursor, sql, parameters))
+            with self.reading() as cursor, registered(cursor, **relations):
+                return arrow(run(cursor, sql, parameters))
 
         return patiently(ask, self.place.patience)
 
@@ -220,9 +222,9 @@ class Lake:
 
         def ask() -> pa.Table:
             with self.reading() as cursor:
-                there = {name for name, *_ in _run(cursor, f"SELECT * FROM {source} LIMIT 0").description or []}
+                there = {name for name, *_ in run(cursor, f"SELECT * FROM {source} LIMIT 0").description or []}
                 names = ", ".join(quoted(f.name) if f.name in there else f"NULL AS {quoted(f.name)}" for f in wanted)
-                return _arrow(_run(cursor, f"SELECT {names} FROM {source}{condition}", parameters))
+                return arrow(run(cursor, f"SELECT {names} FROM {source}{condition}", parameters))
 
         rows = patiently(ask, self.place.patience)
         return rows.cast(pa.schema([field.with_nullable(True) for field in wanted]))
@@ -343,15 +345,15 @@ class Lake:
         commit = uuid.uuid4().hex
         extra = json.dumps({**message, COMMIT: commit}, default=str, ensure_ascii=False)
         text = " ".join(str(message[name]) for name in ("asset", "text") if message.get(name)) or "write"
-        with self._locked(), self.reading() as cursor:
+        with self._changing() as cursor:
             self._writing.now = True
             try:
                 yield Transaction(cursor)
-                _run(cursor, f"CALL {LAKE}.set_commit_message(?, ?, extra_info => ?)", [AUTHOR, text, extra])
+                run(cursor, f"CALL {LAKE}.set_commit_message(?, ?, extra_info => ?)", [AUTHOR, text, extra])
                 self.place.require_lock()
                 self._finish(cursor, commit)
             except BaseException:
-                _roll_back(cursor)
+                roll_back(cursor)
                 raise
             finally:
                 self._writing.now = False
@@ -359,7 +361,7 @@ class Lake:
     def _finish(self, cursor: duckdb.DuckDBPyConnection, commit: str) -> None:
         """COMMIT. If the server was cut off before it answered, the history says whether it had done it."""
         try:
-            _run(cursor, "COMMIT")
+            self._commit(cursor)
         except LakeUnreachable:
             found = self.query(
                 f"SELECT 1 AS one FROM {CATALOG}.ducklake_snapshot_changes WHERE contains(commit_extra_info, ?)",
@@ -385,31 +387,28 @@ class Lake:
 
     def call(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run one statement of maintenance by itself, under the write lock; its rows."""
-        with self._locked(), self._connection.cursor() as cursor:
-            try:
-                return _run(cursor, statement, parameters).fetchall()
-            except duckdb.Error as error:
-                raise _lake_error(error) from error
+        with self._changing() as cursor:
+            rows = run(cursor, statement, parameters).fetchall()
+            self._commit(cursor)
+            return rows
 
     @contextmanager
     def beside(self) -> Iterator[Transaction]:
         """One transaction that leaves the rows of all tables as they are: maintenance, or what the catalog's database
         has beside DuckLake's own tables. It comes with no message."""
-        with self._locked(), self.reading() as cursor:
+        with self._changing() as cursor:
             yield Transaction(cursor)
-            _run(cursor, "COMMIT")
+            self._commit(cursor)
 
     def compact(self, table: Table) -> None:
         """Merge the many small files that batch commits leave into few. Contents and history stay."""
-        with self.beside() as transaction:
-            transaction.query(
-                f"CALL ducklake_merge_adjacent_files('{LAKE}', ?, schema => ?)", [table.name, table.schema]
-            )
+        statement = f"CALL ducklake_merge_adjacent_files('{LAKE}', ?, schema => ?)"
+        patiently(lambda: self.call(statement, [table.name, table.schema]), self.place.patience)
 
     def close(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
-        self._connection.close()
+        for sessions in (self._readers, self._writers):
+            if sessions is not None:
+                sessions.close()
 
     def __enter__(self) -> Lake:
         return self
@@ -419,36 +418,30 @@ class Lake:
 
     # ---- inside --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def reading(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """A session in this lake, with one open transaction that sees one snapshot throughout. Nobody else has it
         meanwhile; what is made in it and not committed, temporary tables among it, is gone at the end."""
-        cursor = self._idle.pop() if self._idle else None
-        cursor, prepared = cursor or self._connection.cursor(), cursor is not None
-        try:
-            patiently(lambda: self._begin(cursor, prepared=prepared), self.place.patience)
-            yield cursor
-        except BaseException:
-            cursor.close()
-            raise
-        _roll_back(cursor)
-        self._idle.append(cursor)
+        return self._readers.transaction()
 
-    def _begin(self, cursor: duckdb.DuckDBPyConnection, *, prepared: bool) -> None:
-        if not prepared:
-            _run(cursor, f"USE {LAKE}")
-            _run(cursor, CONTENT_ID_MACRO)
-        _run(cursor, "BEGIN")
-        try:
-            if self.place.patience:  # now is when a server that is away can be waited for
-                _run(cursor, f"SELECT id FROM {LAKE}.current_snapshot()").fetchall()
-        except LakeError:
-            _roll_back(cursor)
-            raise
+    @contextmanager
+    def _changing(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """The same, under the lock of writers."""
+        with self._locked():
+            if self._writers is None:
+                own = self.place.attach_writer(self._extension_folders)
+                self._writers = Sessions(own, self.place.patience) if own else self._readers
+            with self._writers.transaction() as cursor:
+                yield cursor
+
+    def _commit(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """COMMIT, so that one whose answer is lost keeps its files, see `LakePlace.files_kept`."""
+        assert self._writers is not None
+        with self.place.files_kept(self._writers.connection):
+            run(cursor, "COMMIT")
 
     def _make_notes(self) -> None:
         try:
-            patiently(lambda: _run(self._connection, f"SELECT 1 FROM {NOTES} LIMIT 0"), self.place.patience)
+            patiently(lambda: run(self._readers.connection, f"SELECT 1 FROM {NOTES} LIMIT 0"), self.place.patience)
         except (LakeLocked, LakeUnreachable):
             raise
         except LakeError:  # there is no such table yet
@@ -570,43 +563,3 @@ def _table_functions(tree: Any) -> Iterator[str]:
     for node in parsed_nodes(tree):
         if node.get("type") == "TABLE_FUNCTION":
             yield str(node["function"].get("function_name", "?")).lower()
-
-
-def _run(cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Sequence[Any] = ()) -> duckdb.DuckDBPyConnection:
-    try:
-        return cursor.execute(sql, list(parameters)) if parameters else cursor.execute(sql)
-    except duckdb.Error as error:
-        raise _lake_error(error) from error
-
-
-def _arrow(result: duckdb.DuckDBPyConnection) -> pa.Table:
-    try:
-        return result.to_arrow_table()
-    except duckdb.Error as error:
-        raise _lake_error(error) from error
-
-
-def _lake_error(error: duckdb.Error) -> LakeError:
-    """What DuckDB said, of the kind that tells whether trying again helps, without secrets."""
-    said = scrubbed(str(error))
-    kind = LakeLocked if is_locked(said) else LakeUnreachable if is_unreachable(said) else LakeError
-    return kind(explained(said))
-
-
-@contextmanager
-def _registered(cursor: duckdb.DuckDBPyConnection, **relations: pa.Table) -> Iterator[None]:
-    for name, rows in relations.items():
-        cursor.register(name, rows)
-    try:
-        yield
-    finally:
-        for name in relations:
-            cursor.unregister(name)
-
-
-def _roll_back(cursor: duckdb.DuckDBPyConnection) -> None:
-    try:
-        cursor.execute("ROLLBACK")
-    except duckdb.Error:
-        # No transaction is open any more: BEGIN or COMMIT itself failed, and there is nothing to undo.
-        return

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ from storage.object_store import (
     ObjectLocation,
     ObjectStoreAccess,
     ObjectStoreError,
+    duckdb_dead_end,
     duckdb_secret,
     explained_store_error,
     is_object_url,
@@ -64,6 +66,13 @@ class LakePlace(Protocol):
 
     def attach(self, extension_folders: tuple[Path, ...], *, read_only: bool) -> duckdb.DuckDBPyConnection:
         """A connection in which the lake is attached; it is made if there is none yet. Raises LakeError."""
+
+    def attach_writer(self, extension_folders: tuple[Path, ...]) -> duckdb.DuckDBPyConnection | None:
+        """A connection for writing alone, where there must be one; None where the first will do. Raises LakeError."""
+
+    def files_kept(self, writer: duckdb.DuckDBPyConnection) -> AbstractContextManager[None]:
+        """A context in which DuckLake can reach no file through that connection. Every COMMIT stands in one: DuckLake
+        takes a commit whose answer is lost for failed, and would remove files that the catalog names by then."""
 
     def locked(self, name: str = "lake", *, timeout: float | None = None) -> AbstractContextManager[None]:
         """A context in which nobody else, anywhere, is in one of that name. Raises LakeError after the timeout."""
@@ -107,6 +116,13 @@ class FolderPlace:
             connection = self._attach(extension_folders, read_only=read_only)
             marker.write_text(json.dumps({"layout": LAYOUT}))
             return connection
+
+    def attach_writer(self, extension_folders: tuple[Path, ...]) -> duckdb.DuckDBPyConnection | None:  # noqa: ARG002
+        return None
+
+    def files_kept(self, writer: duckdb.DuckDBPyConnection) -> AbstractContextManager[None]:  # noqa: ARG002
+        """The catalog is in this process: no answer is lost without it."""
+        return nullcontext()
 
     @contextmanager
     def locked(self, name: str = "lake", *, timeout: float | None = None) -> Iterator[None]:
@@ -177,6 +193,7 @@ class SharedPlace:
         self._data = str(self.objects) if self.objects else str(Path(data).expanduser().absolute())
         self._lock_timeout = lock_timeout
         self._here = threading.local()
+        self._way: tempfile.TemporaryDirectory[str] | None = None
 
     def __str__(self) -> str:
         parts = urlsplit(self.catalog)
@@ -203,6 +220,29 @@ class SharedPlace:
                 _compress(connection)
                 self._mark()
             return connection
+
+    def attach_writer(self, extension_folders: tuple[Path, ...]) -> duckdb.DuckDBPyConnection:
+        """Its way to the files is its own, so that it can be closed while others read: for an object store the keys of
+        its own DuckDB, for a folder a symbolic link."""
+        if self.objects is None and self._way is None:
+            self._way = tempfile.TemporaryDirectory(prefix="vpo-lake-")
+            self._link.symlink_to(self.data.rstrip("/"), target_is_directory=True)
+        return self._attach(extension_folders, read_only=False, data=f"{self._link}/" if self._way else self.data)
+
+    @contextmanager
+    def files_kept(self, writer: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        if self.objects is None:
+            self._link.unlink()
+        else:
+            writer.execute(duckdb_dead_end(self.objects))
+            writer.execute("SET GLOBAL http_retries = 0")
+        try:
+            yield
+        finally:
+            if self.objects is None:
+                self._link.symlink_to(self.data.rstrip("/"), target_is_directory=True)
+            else:
+                self._let_in(writer)
 
     @contextmanager
     def locked(self, name: str = "lake", *, timeout: float | None = None) -> Iterator[None]:
@@ -240,7 +280,10 @@ class SharedPlace:
         self._has_catalog()
         self._is_marked()
 
-    def _attach(self, extension_folders: tuple[Path, ...], *, read_only: bool) -> duckdb.DuckDBPyConnection:
+    def _attach(
+        self, extension_folders: tuple[Path, ...], *, read_only: bool, data: str | None = None
+    ) -> duckdb.DuckDBPyConnection:
+        """`data`: by which way this connection goes to the files, if not by their own name."""
         connection = duckdb.connect(config=CONFIG)
         needed = ("ducklake", "postgres_scanner", *(("httpfs",) if self.objects else ()))
         load_extensions(connection, needed, extension_folders)
@@ -248,18 +291,13 @@ class SharedPlace:
         def attach() -> None:
             try:
                 options = f"METADATA_SCHEMA '{CATALOG_SCHEMA}'" + (", READ_ONLY" if read_only else "")
-                _attach_lake(connection, f"postgres:{self.catalog}", self.data, options)
+                _attach_lake(connection, f"postgres:{self.catalog}", data or self.data, options)
             except duckdb.Error as error:
                 raise _lake_error(f"the lake at {self} cannot be opened: {error}") from error
 
         try:
             if self.objects:
-                try:
-                    connection.execute(*duckdb_secret(self.objects, self.access))
-                except ObjectStoreError as error:
-                    raise LakeError(str(error)) from error
-                for name, value in _http_retries(self.patience).items():
-                    connection.execute(f"SET GLOBAL {name} = {value}")
+                self._let_in(connection)
             else:
                 Path(self.data).mkdir(parents=True, exist_ok=True)
             self.patiently(attach)
@@ -269,6 +307,21 @@ class SharedPlace:
                 raise
             raise LakeError(f"the lake at {self} cannot be opened: {error}") from error
         return connection
+
+    def _let_in(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Give a connection the keys of the object store, and the patience to ask it again."""
+        assert self.objects is not None
+        try:
+            connection.execute(*duckdb_secret(self.objects, self.access))
+        except ObjectStoreError as error:
+            raise LakeError(str(error)) from error
+        for name, value in _http_retries(self.patience).items():
+            connection.execute(f"SET GLOBAL {name} = {value}")
+
+    @property
+    def _link(self) -> Path:
+        assert self._way is not None
+        return Path(self._way.name) / "data"
 
     # ---- the session that holds locks ----------------------------------------------------------------------
 

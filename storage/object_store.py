@@ -127,7 +127,8 @@ def open_store(location: ObjectLocation, access: ObjectStoreAccess) -> S3Store:
 
 
 def duckdb_secret(location: ObjectLocation, access: ObjectStoreAccess) -> tuple[str, list[str]]:
-    """The statement that lets DuckDB into a location, and its parameters. Raises ObjectStoreError."""
+    """The statement that lets DuckDB into a location, in place of the last one of a connection, and its parameters.
+    Raises ObjectStoreError."""
     key_id, secret, token = keys()
     parts = urlsplit(access.endpoint_url or "https://s3.amazonaws.com")
     options = {"KEY_ID": key_id, "SECRET": secret, "REGION": access.region, "SCOPE": f"{location.url}/"}
@@ -137,7 +138,15 @@ def duckdb_secret(location: ObjectLocation, access: ObjectStoreAccess) -> tuple[
         options |= {"ENDPOINT": parts.netloc, "URL_STYLE": "path"}
     given = ", ".join(f"{name} ?" for name in options)
     ssl = str(parts.scheme == "https").lower()
-    return f"CREATE SECRET (TYPE s3, PROVIDER config, USE_SSL {ssl}, {given})", list(options.values())
+    return f"CREATE OR REPLACE SECRET (TYPE s3, PROVIDER config, USE_SSL {ssl}, {given})", list(options.values())
+
+
+def duckdb_dead_end(location: ObjectLocation) -> str:
+    """The statement after which DuckDB asks for that location where nobody answers, until it is let in again."""
+    return (
+        "CREATE OR REPLACE SECRET (TYPE s3, PROVIDER config, USE_SSL false, ENDPOINT '127.0.0.1:1', URL_STYLE 'path', "
+        f"KEY_ID 'none', SECRET 'none', SCOPE '{location.url}/')"
+    )
 
 
 def explained_store_error(location: ObjectLocation, error: Exception) -> str:
