@@ -6,11 +6,15 @@ clearing away of runs whose process is gone. Does not belong here: starting runs
 
 import json
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+from dagster._core.events import EngineEventData
+from dagster._core.storage.runs import SqliteRunStorage
 
 from resources.settings import Profile, RunsSettings
 from resources.shared_storage import SQLITE
@@ -112,8 +116,7 @@ def prepared_instance(profile: Profile) -> Iterator[DagsterInstance]:
     os.environ["DAGSTER_HOME"] = str(dagster_home(profile))
     with DagsterInstance.get() as instance:
         provision_pool(instance)
-        if profile.run_storage == SQLITE:  # elsewhere, processes of other machines would look as if they were gone
-            clear_dead_runs(instance)
+        clear_dead_runs(instance)
         yield instance
 
 
@@ -143,27 +146,46 @@ def clear_dead_runs(instance: DagsterInstance) -> list[str]:
     """Mark runs as failed whose process is gone (killed, or the machine went down), and free their slots in pools.
 
     Otherwise they would be shown as running for ever, and whoever needs their slots would wait for ever. Only runs
-    that say which process of this machine they are in are looked at. Returns the ids of the runs cleared.
+    that are known to be processes of this machine are looked at: where several machines share the instance, those that
+    say so. Returns the ids of the runs cleared.
     """
     cleared = []
+    own = isinstance(instance.run_storage, SqliteRunStorage)  # no other machine writes into that
     for run in instance.get_runs(RunsFilter(statuses=[DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING])):
         process = process_of(instance, run)
-        if process is None or _is_alive(*process):
+        if process is None or not (process.host == socket.gethostname() or (own and process.host is None)):
             continue
-        instance.report_run_failed(run, f"The run's process ({process[0]}) is gone: it was killed, or crashed.")
+        if _is_alive(process.pid, process.seen_at):
+            continue
+        instance.report_run_failed(run, f"The run's process ({process.pid}) is gone: it was killed, or crashed.")
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
         cleared.append(run.run_id)
     return cleared
 
 
-def process_of(instance: DagsterInstance, run: DagsterRun) -> tuple[int, float] | None:
-    """Process id of a run and the time it said so, by the first event that names one."""
+@dataclass(frozen=True)
+class RunProcess:
+    """Where a run is: a process id, the time it was said, and on which machine, if that was said."""
+
+    pid: int
+    seen_at: float
+    host: str | None
+
+
+def process_of(instance: DagsterInstance, run: DagsterRun) -> RunProcess | None:
+    """The process of a run, by the first event that names one."""
     for entry in instance.all_logs(run.run_id, of_type=DagsterEventType.ENGINE_EVENT):
         if entry.dagster_event is not None:
-            pid = entry.dagster_event.engine_event_data.metadata.get("pid")
+            said = entry.dagster_event.engine_event_data.metadata
+            pid, host = said.get("pid"), said.get("host")
             if pid is not None and str(pid.value).isdigit():
-                return int(str(pid.value)), entry.timestamp
+                return RunProcess(int(str(pid.value)), entry.timestamp, str(host.value) if host else None)
     return None
+
+
+def this_process() -> EngineEventData:
+    """What `process_of` reads: that a run is in this process of this machine."""
+    return EngineEventData({"pid": str(os.getpid()), "host": socket.gethostname()})
 
 
 def _is_alive(pid: int, seen_at: float) -> bool:

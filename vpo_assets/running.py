@@ -17,7 +17,6 @@ from typing import Any
 
 from dagster import AssetKey, DagsterInstance, EventLogEntry, RepositoryDefinition
 from dagster._core.definitions.reconstruct import ReconstructableRepository
-from dagster._core.events import EngineEventData
 from dagster._core.execution.api import execute_run
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteRepositoryOrigin
 from dagster._core.storage.tags import MAX_RETRIES_TAG
@@ -25,6 +24,7 @@ from dagster._core.utils import make_new_run_id
 from dagster._utils.interrupts import capture_interrupts
 
 from storage.plan import Mode
+from vpo_assets.instance import this_process
 from vpo_assets.publishing.assets import ON_REQUEST
 
 CODE_LOCATION = "vpo"
@@ -150,8 +150,7 @@ class CodeLocation:
         )
         instance.add_event_listener(run.run_id, listener)
         # The words and data of a run that the UI starts: `clear_dead_runs` and people find the process by them.
-        pid = os.getpid()
-        instance.report_engine_event(f"Started process for run (pid: {pid}).", run, EngineEventData.in_process(pid))
+        instance.report_engine_event(f"Started process for run (pid: {os.getpid()}).", run, this_process())
         with capture_interrupts():
             return execute_run(job, run, instance).success
 

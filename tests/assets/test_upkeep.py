@@ -1,6 +1,7 @@
 """Runs whose process is gone, and a pool without a limit, as a daemon's sensor finds them."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,18 +32,25 @@ def some_job() -> None:
     nothing()
 
 
-def started(instance: DagsterInstance, pid: int) -> str:
+def started(instance: DagsterInstance, pid: int, host: str | None = None) -> str:
     """The id of a run that this process is said to be working on."""
     run = instance.create_run_for_job(some_job, status=DagsterRunStatus.STARTED)
-    instance.report_engine_event(f"Started process for run (pid: {pid}).", run, EngineEventData.in_process(pid))
+    said = {"pid": str(pid), **({"host": host} if host else {})}
+    instance.report_engine_event(f"Started process for run (pid: {pid}).", run, EngineEventData(said))
     return run.run_id
 
 
-def test_a_dead_runs_slot_is_freed_and_a_living_run_left_alone(instance: DagsterInstance) -> None:
+@pytest.fixture
+def gone() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_dead_runs_slot_is_freed_and_a_living_run_left_alone(instance: DagsterInstance, gone: int) -> None:
     provision_pool(instance)
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    dead, living = started(instance, gone.pid), started(instance, os.getpid())
+    dead, living = started(instance, gone), started(instance, os.getpid())
     storage = instance.event_log_storage
     assert storage.claim_concurrency_slot(GPU_POOL, dead, "step").is_claimed
     found = dead_runs(build_sensor_context(instance))
@@ -51,6 +59,20 @@ def test_a_dead_runs_slot_is_freed_and_a_living_run_left_alone(instance: Dagster
     assert instance.get_run_by_id(living).status is DagsterRunStatus.STARTED  # type: ignore[union-attr]
     assert storage.get_concurrency_info(GPU_POOL).active_slot_count == 0
     assert dead_runs(build_sensor_context(instance)).skip_message == "no dead runs"
+
+
+def test_processes_of_other_machines_are_not_looked_for_on_this_one(
+    instance: DagsterInstance, gone: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere, unsaid = (started(instance, gone, host) for host in (socket.gethostname(), "elsewhere", None))
+    monkeypatch.setattr("vpo_assets.instance.SqliteRunStorage", type("Postgres", (), {}))
+    assert dead_runs(build_sensor_context(instance)).skip_message == f"cleared {here}"
+    of = {run: instance.get_run_by_id(run).status for run in (here, elsewhere, unsaid)}  # type: ignore[union-attr]
+    assert of == {
+        here: DagsterRunStatus.FAILURE,
+        elsewhere: DagsterRunStatus.STARTED,
+        unsaid: DagsterRunStatus.STARTED,
+    }
 
 
 def test_a_pool_that_keeps_no_limit_is_said(instance: DagsterInstance) -> None:

@@ -68,7 +68,7 @@ def kill_run(instance: DagsterInstance, run_id: str) -> None:
     assert run is not None
     process = process_of(instance, run)
     assert process is not None
-    os.kill(process[0], signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
 
 
 def kill_all(served: Served) -> None:
