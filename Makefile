@@ -75,7 +75,7 @@ test: lint
 	$(BIN)/pytest -n auto --dist loadfile -m "(slow or ui) and not ($(ELSEWHERE))"
 
 test-vllm: $(VLLM_READY)
-	$(VLLM_BIN)/pytest -m vllm tests/vllm
+	$(VLLM_BIN)/pytest -m "vllm and not long" tests/vllm
 
 test-cluster: $(CLUSTER_READY)
 	$(BIN)/pytest -m "cluster and not long"

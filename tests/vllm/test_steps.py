@@ -53,13 +53,19 @@ def world(smollm2: Path, server: str, tmp_path: Path) -> RealWorld:
         refresh={"max_failure_ratio": 1},
     )
 
+    commit_policy(world, smollm2)
+    return world
+
+
+def commit_policy(world: RealWorld, model: Path) -> None:
+    """A checkpoint of SFT that is the model as it is."""
+
     def fill(folder: Path) -> Mapping[str, Any]:
-        shutil.copytree(smollm2, folder, dirs_exist_ok=True)
+        shutil.copytree(model, folder, dirs_exist_ok=True)
         return {}
 
     manifest = CheckpointManifest(id=POLICY, stage="sft", base=world.platform.base_model_name, recipe={})
     world.platform.checkpoints.commit(POLICY, manifest, fill)
-    return world
 
 
 def test_drafts_critiques_and_candidates_come_from_vllm(world: RealWorld) -> None:
