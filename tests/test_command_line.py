@@ -363,6 +363,7 @@ def test_optimize_by_a_published_folder_needs_no_home(vpo: Vpo, home: Path, tmp_
 # ---- materialize, in processes of its own ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_materialize_runs_what_the_ui_would_and_records_it_there(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +393,7 @@ def test_materialize_runs_what_the_ui_would_and_records_it_there(
     assert "Traceback" not in failing.stderr + failing.stdout
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_cleared_away_by_the_next(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 leaves a run that looks alive and holds the GPU's only slot; the next command takes both back."""
     monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))

@@ -7,6 +7,8 @@ from dagster import AssetCheckResult, AssetCheckSeverity
 
 from tests.assets.conftest import World
 
+pytestmark = pytest.mark.slow
+
 
 def check(world: World, asset: str, name: str) -> AssetCheckResult:
     """Carry out one check on the world as it is."""

@@ -65,6 +65,7 @@ WRITERS: dict[str, Callable[[Path, Sequence[str]], None]] = {
 TEXTS = st.lists(st.text(min_size=1, max_size=60).filter(lambda text: text.strip() != ""), min_size=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 @given(texts=TEXTS)
 @settings(max_examples=60)
@@ -100,6 +101,7 @@ def shared_lake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lake]:
         yield lake
 
 
+@pytest.mark.slow
 @given(files=st.lists(TEXTS, min_size=1, max_size=3))
 @settings(max_examples=15)
 def test_each_text_is_kept_once_with_its_first_source(shared_lake: Lake, files: list[list[str]]) -> None:

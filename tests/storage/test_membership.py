@@ -22,6 +22,8 @@ from storage.query_sources import Kind, let_go
 from storage.tables import INGESTION_FAILURES, QUERY_FILES, QUERY_LINES, RAW_PROMPTS, TAKEN_DOWN
 from storage.take_down import apply_take_down, load_take_down, summary
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Iterator[Lake]:

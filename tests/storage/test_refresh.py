@@ -119,6 +119,7 @@ def take(lake: Lake, table: Table, step: Step, config: RefreshConfig) -> Maker:
     return maker
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, suppress_health_check=SLOW_TO_START)
 @given(steps=st.lists(STEPS, min_size=1, max_size=3))
 def test_any_history_ends_as_if_made_from_scratch(lake: Lake, steps: list[Step]) -> None:

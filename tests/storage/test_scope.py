@@ -165,6 +165,7 @@ def happen(lake: Lake, tables: Tables, what: str, given: object) -> None:
             raise AssertionError(what)
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(events=st.lists(EVENT, min_size=3, max_size=7))
 def test_a_look_at_the_changes_finds_what_a_look_at_all_finds(lake: Lake, events: list[tuple[str, object]]) -> None:

@@ -20,6 +20,8 @@ from vpo_assets.report.plain_text import readable
 from vpo_assets.viewer.application import LARGEST_VOTE, Viewer
 from vpo_assets.viewer.pages import LONGEST_TEXT
 
+pytestmark = pytest.mark.slow
+
 PAGES = ("/", "/pairs", "/gallery", "/vote")
 OWN = {"origin": ADDRESS}
 
@@ -136,15 +138,15 @@ def test_hostile_text_is_text(hostile_world: World, text: str) -> None:
         transaction.execute(f"UPDATE {PREFERENCE_PAIRS.at(TARGET).qualified} SET chosen = ?", [storable])
     expected = "".join(readable(storable, LONGEST_TEXT).split())
     with TestClient(Viewer(world.platform, TARGET).asgi, base_url=ADDRESS) as client:
-        clean = {page: {tag for tag, _ in Seen(client.get(page).text).tags} for page in PAGES}
         for page in ("/pairs", "/gallery"):
             seen = Seen(client.get(page).text)
+            clean = {tag for tag, _ in seen.tags}
             assert expected in "".join(seen.text.split())
-            assert not {"iframe", "svg", "object"} & clean[page]
+            assert not {"iframe", "svg", "object"} & clean
             assert all(link["href"] in ("./", "pairs", "gallery", "vote") or link.get("rel") for link in seen.all("a"))
             assert all((image["src"] or "").startswith("clips/") for image in seen.all("img"))
             asked = Seen(client.get(page, params={"text": text[:200].encode("utf-8", "replace").decode()}).text)
-            assert {tag for tag, _ in asked.tags} <= clean[page] | {"p", "code"}
+            assert {tag for tag, _ in asked.tags} <= clean | {"p", "code"}
 
 
 def test_the_page_of_votes_knows_no_methods(client: TestClient) -> None:

@@ -15,7 +15,7 @@ from tests.vllm.test_steps import POLICY, RealWorld, commit_policy
 pytestmark = [
     *NEEDS_VLLM,
     pytest.mark.long,
-    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed beside vLLM (pip install 'ray[default]')"),
+    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed beside vLLM (the extra `ray`)"),
 ]
 
 DRAFTS = 16
