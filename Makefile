@@ -8,7 +8,7 @@ CLUSTER_READY := .venv/.cluster-ready
 VLLM_BIN := .venv-vllm/bin
 VLLM_READY := .venv-vllm/.ready
 
-.PHONY: help env vllm-env demo test test-vllm test-cluster test-long lint ui shapes-model screenshots docs docs-serve
+.PHONY: help env vllm-env demo test test-vllm test-cluster test-long lint ui shapes-model latte-model screenshots docs docs-serve
 
 help:
 	@echo "make demo          make the environment, run the whole loop, show what it is worth"
@@ -21,6 +21,7 @@ help:
 	@echo "make vllm-env      the environment with the CPU build of vLLM only (.venv-vllm)"
 	@echo "make lint          ruff, mypy, import-linter"
 	@echo "make shapes-model  train the embedded video model anew (hours on two cores, minutes on a GPU)"
+	@echo "make latte-model   train the second embedded video model anew (70 minutes on one core)"
 	@echo "make docs          the documentation as a site, in site/"
 	@echo "make screenshots   take the pictures of docs/images anew"
 
@@ -95,6 +96,10 @@ ui: $(READY)
 # One process a GPU or core; change the number where you have more. Resumes where it was stopped.
 shapes-model: $(READY)
 	$(BIN)/torchrun --nproc_per_node 2 -m ml.shapes.train --out ml/shapes/weights
+
+latte-model: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m ml.shapes.train --model latte --out ml/shapes/latte_weights \
+	  --autoencoder-steps 1600 --clips 12000 --denoiser-steps 24000
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -4,17 +4,36 @@ Belongs here: one section a backend, and the unions that a profile chooses from 
 the profile itself (settings.py), or making anything from a section; each backend does that beside its own code.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    JsonValue,
+    Tag,
+    model_validator,
+)
 
 from resources.language_model import Sampling
 
 EMBEDDED = "embedded"
 
 ModelDtype = Literal["float32", "bfloat16", "float16"]
+
+
+def _without_nulls(values: object) -> object:
+    return {key: value for key, value in values.items() if value is not None} if isinstance(values, Mapping) else values
+
+
+NullTakesAway = BeforeValidator(_without_nulls)
+"""Of a dictionary of names that differ from target to target: `null` takes away what is taken over from another one."""
 
 
 class Section(BaseModel):
@@ -225,14 +244,16 @@ class DiffusersSettings(Section):
     """A text-to-video pipeline of diffusers in this process. `arguments` go to its call as they are."""
 
     backend: Literal["diffusers"] = "diffusers"
-    model: str = Field(description="a folder or hub name of a diffusers pipeline; `embedded` is the shapes model")
+    model: str = Field(
+        description="a folder or hub name of a diffusers pipeline; `embedded` and `embedded_latte` are of shapes"
+    )
     revision: str | None = None
     device: str = "auto"
     dtype: ModelDtype = "float32"
     batch_size: int = Field(1, ge=1)
     fps: float = Field(8.0, gt=0, lt=1000)
     negative_prompt: str | None = None
-    arguments: dict[str, int | float | str | bool] = Field(
+    arguments: Annotated[dict[str, int | float | str | bool], NullTakesAway] = Field(
         {}, description="of the pipeline's call: frames, size, steps, guidance, ...; `default`: what it chooses itself"
     )
     offload: Literal["none", "model", "sequential", "group"] = Field(

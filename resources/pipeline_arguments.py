@@ -16,7 +16,7 @@ Scalar = int | float | str | bool
 DEFAULT = "default"
 """Stands for what the pipeline itself chooses. Said by the user, as a pipeline's default is seldom what fits."""
 
-FRAMES = ("num_frames", "frames")
+FRAMES = ("num_frames", "frames", "video_length")
 SIZE = ("height", "width")
 STEPS = "num_inference_steps"
 GUIDANCE = "guidance_scale"

@@ -1,7 +1,7 @@
 """What the shapes world's videos are captioned with: truthful English about a scene.
 
-Belongs here: the sentences a video model is trained on, from brief to detailed, with or without words about
-the footage. Does not belong here: users' queries (queries.py).
+Belongs here: the sentences and shot lists a video model is trained on, from brief to detailed, with or without
+words about the footage. Does not belong here: the words of each dialect (dialects.py), users' queries (queries.py).
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from ml.shapes import words
+from ml.shapes.dialects import PLAIN, Dialect
 from ml.shapes.reading import Wish
 from ml.shapes.scene import DEFECTS, Scene
 
@@ -29,39 +30,72 @@ class Opening(Enum):
 DIRECT_OPENINGS = (Opening.OBJECT, Opening.BACKGROUND)
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(scene: Scene, rng: np.random.Generator, dialect: Dialect = PLAIN) -> str:
     """A training caption. It states a random part of the scene; if it speaks of the footage, it is truthful."""
     if scene.amateur:
-        style = footage_phrases(scene.defects, rng) if rng.random() < 0.25 else []
-        return brief(scene, rng, certainty=0.93, style=style)
-    style = footage_phrases(scene.defects, rng) if rng.random() < 0.6 else []
-    return detailed(scene, rng, style=style)
+        style = footage_phrases(scene.defects, rng, dialect) if rng.random() < 0.25 else []
+        return brief(scene, rng, certainty=0.93, style=style, dialect=dialect)
+    style = footage_phrases(scene.defects, rng, dialect) if rng.random() < 0.6 else []
+    if dialect.shot_lists and rng.random() < dialect.shot_lists:
+        return shot_list(_stated(scene, rng, complete=False), rng, style=style, dialect=dialect)
+    return detailed(scene, rng, style=style, dialect=dialect)
 
 
-def brief(scene: Scene, rng: np.random.Generator, *, certainty: float = 1.0, style: Sequence[str] = ()) -> str:
+def brief(
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    certainty: float = 1.0,
+    style: Sequence[str] = (),
+    dialect: Dialect = PLAIN,
+) -> str:
     """One short sentence in canonical words; every detail is stated with probability `certainty`."""
     color, shape, motion = rng.random(3) < certainty
     subject = " ".join(word for word in (scene.color if color else "", scene.shape if shape else "object") if word)
     text = capitalised(with_article(subject))
     if motion:
-        text += " " + _pick(rng, words.CAPTION_MOTION[scene.motion])
+        text += " " + _pick(rng, dialect.motion[scene.motion])
     if certainty < 1 and rng.random() < 0.3:
-        text += f" on {words.CAPTION_BACKGROUND[scene.background][0]}"
+        text += f" on {dialect.background[scene.background][0]}"
     return text + (f", {listing(style)}" if style else "") + "."
 
 
-def detailed(scene: Scene, rng: np.random.Generator, *, complete: bool = False, style: Sequence[str] = ()) -> str:
+def detailed(
+    scene: Scene,
+    rng: np.random.Generator,
+    *,
+    complete: bool = False,
+    style: Sequence[str] = (),
+    dialect: Dialect = PLAIN,
+) -> str:
     """Several sentences; with `complete`, colour, shape, motion and size are all certain to be named."""
+    stated = _stated(scene, rng, complete=complete)
+    return describe(stated, rng, elaboration=0.75 if complete else 0.45, style=style, dialect=dialect)
+
+
+def shot_list(stated: Wish, rng: np.random.Generator, *, style: Sequence[str] = (), dialect: Dialect = PLAIN) -> str:
+    """These details as a director notes them: `Subject: large red ring. Movement: ... Setting: ... Notes: ...`."""
+    subject = " ".join(word for word in (stated.size, stated.color, stated.shape or "object") if word)
+    lines = [f"Subject: {subject}."]
+    if stated.motion:
+        lines.append(f"Movement: {_pick(rng, dialect.motion[stated.motion])}.")
+    if stated.background:
+        lines.append(f"Setting: {_pick(rng, dialect.background[stated.background]).removeprefix('a ')}.")
+    if style:
+        lines.append(f"Notes: {listing(style)}.")
+    return " ".join(lines[i] for i in rng.permutation(len(lines)))
+
+
+def _stated(scene: Scene, rng: np.random.Generator, *, complete: bool) -> Wish:
     color, shape, motion = (complete or rng.random() < 0.93 for _ in range(3))
     size = scene.motion != "grow" and (complete or rng.random() < 0.6)
-    stated = Wish(
+    return Wish(
         color=scene.color if color else None,
         shape=scene.shape if shape else None,
         motion=scene.motion if motion else None,
         size=scene.size if size else None,
         background=scene.background if rng.random() < 0.65 else None,
     )
-    return describe(stated, rng, elaboration=0.75 if complete else 0.45, style=style)
 
 
 def describe(
@@ -72,6 +106,7 @@ def describe(
     style: Sequence[str] = (),
     style_first: float = 0.25,
     openings: Sequence[Opening] = tuple(Opening),
+    dialect: Dialect = PLAIN,
 ) -> str:
     """Sentences that state just these details, in the words that the video model knows.
 
@@ -81,27 +116,28 @@ def describe(
     """
     noun = stated.shape or "object"
     subject = " ".join(word for word in (stated.size, stated.color, noun) if word)
-    sentences = _opening(stated, subject, noun, _pick(rng, openings), rng) + _elaboration(
-        stated, noun, elaboration, rng
-    )
+    opening = _opening(stated, subject, noun, _pick(rng, openings), rng, dialect)
+    sentences = opening + _elaboration(stated, noun, elaboration, rng, dialect)
     if style:
         sentence = f"{_pick(rng, words.STYLE_LEAD)} {listing(style)}."
         sentences.insert(0 if rng.random() < style_first else len(sentences), sentence)
     return " ".join(sentences)
 
 
-def footage_phrases(defects: Sequence[str], rng: np.random.Generator) -> list[str]:
+def footage_phrases(defects: Sequence[str], rng: np.random.Generator, dialect: Dialect = PLAIN) -> list[str]:
     """Truthful phrases about the footage: of its defects (at least one of them), or of one to four virtues."""
     if not defects:
         chosen = rng.choice(DEFECTS, size=rng.integers(1, 5), replace=False)
-        return [_pick(rng, words.GOOD_STYLE[str(name)]) for name in chosen]
+        return [_pick(rng, dialect.good_style[str(name)]) for name in chosen]
     named = [name for name in defects if rng.random() < 0.65] or [_pick(rng, defects)]
-    return [_pick(rng, words.BAD_STYLE[named[i]]) for i in rng.permutation(len(named))]
+    return [_pick(rng, dialect.bad_style[named[i]]) for i in rng.permutation(len(named))]
 
 
-def _opening(stated: Wish, subject: str, noun: str, opening: Opening, rng: np.random.Generator) -> list[str]:
-    moves = _pick(rng, words.CAPTION_MOTION[stated.motion]) if stated.motion else ""
-    backdrop = _pick(rng, words.CAPTION_BACKGROUND[stated.background]) if stated.background else ""
+def _opening(
+    stated: Wish, subject: str, noun: str, opening: Opening, rng: np.random.Generator, dialect: Dialect
+) -> list[str]:
+    moves = _pick(rng, dialect.motion[stated.motion]) if stated.motion else ""
+    backdrop = _pick(rng, dialect.background[stated.background]) if stated.background else ""
     object_moves = f"{with_article(subject)} {moves or 'is shown'}"
     match opening:
         case Opening.OBJECT:
@@ -116,14 +152,14 @@ def _opening(stated: Wish, subject: str, noun: str, opening: Opening, rng: np.ra
             return [clip, f"Behind it there is {backdrop}."] if backdrop else [clip]
 
 
-def _elaboration(stated: Wish, noun: str, likely: float, rng: np.random.Generator) -> list[str]:
+def _elaboration(stated: Wish, noun: str, likely: float, rng: np.random.Generator, dialect: Dialect) -> list[str]:
     sentences = []
     if stated.shape and rng.random() < likely:
-        sentences.append(f"The {noun} has {_pick(rng, words.CAPTION_FORM[stated.shape])}.")
+        sentences.append(f"The {noun} has {_pick(rng, dialect.form[stated.shape])}.")
     if stated.color and rng.random() < likely:
         sentences.append(f"It keeps its {stated.color} colour in every frame.")
     if stated.motion and rng.random() < likely:
-        sentences.append(words.CAPTION_MOTION_AGAIN[stated.motion])
+        sentences.append(dialect.motion_again[stated.motion])
     if rng.random() < 0.3:
         sentences.append(_pick(rng, words.ALONE))
     if rng.random() < 0.3:

@@ -1,7 +1,7 @@
-"""The tiny video model's architecture, in diffusers' own CogVideoX classes.
+"""The first video model's architecture, in diffusers' own CogVideoX classes, and the text encoder of both models.
 
-Belongs here: the configuration of its autoencoder, text encoder, tokenizer, transformer and scheduler, and how
-they are put together into a plain `CogVideoXPipeline`. Does not belong here: training (train.py) or sampling.
+Belongs here: the configuration of its autoencoder, text encoder, tokenizer, transformer and scheduler, and how they
+are called in training. Does not belong here: the second model (latte.py), training (train.py) or sampling.
 """
 
 import math
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from ml.shapes.captions import caption
+from ml.shapes.dialects import PLAIN, Dialect
 from ml.shapes.scene import FRAMES, SIDE, draw_scene
 
 TEXT_TOKENS = 64
+TEXT_WIDTH = 96
 LATENT_CHANNELS = 8
 SPATIAL_COMPRESSION = 4
 TRAIN_TIMESTEPS = 1000
@@ -39,6 +41,26 @@ def build_autoencoder() -> Any:
     )
 
 
+class Autoencoding(torch.nn.Module):
+    """Encode and decode in one forward pass, so that data-parallel wrappers see it."""
+
+    def __init__(self, autoencoder: Any) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips (batch, 3, frames, height, width) in -1..1 -> reconstruction, and KL per latent value."""
+        latents = self.autoencoder.encode(clips).latent_dist
+        divergence = 0.5 * (latents.mean.pow(2) + latents.var - 1 - latents.logvar).mean()
+        return self.autoencoder.decode(latents.sample()).sample, divergence
+
+
+def encode(autoencoder: Any, clips: torch.Tensor) -> torch.Tensor:
+    """Clips (batch, 3, frames, height, width) in -1..1 -> latents (batch, frames, channels, h, w)."""
+    latents: torch.Tensor = autoencoder.encode(clips).latent_dist.mode()
+    return latents.permute(0, 2, 1, 3, 4)
+
+
 def build_text_encoder(vocabulary: int) -> Any:
     """A two-layer T5 encoder, trained together with the transformer."""
     from transformers import T5Config, T5EncoderModel
@@ -46,7 +68,7 @@ def build_text_encoder(vocabulary: int) -> Any:
     return T5EncoderModel(
         T5Config(
             vocab_size=vocabulary,
-            d_model=96,
+            d_model=TEXT_WIDTH,
             d_kv=24,
             num_heads=4,
             d_ff=256,
@@ -71,7 +93,7 @@ def build_transformer() -> Any:
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         time_embed_dim=64,
-        text_embed_dim=96,
+        text_embed_dim=TEXT_WIDTH,
         num_layers=4,
         sample_width=latent_side,
         sample_height=latent_side,
@@ -87,6 +109,23 @@ def build_transformer() -> Any:
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
     return transformer
+
+
+class Denoising(torch.nn.Module):
+    """Text encoder and transformer in one forward pass: caption tokens and a noisy latent to a clean latent."""
+
+    def __init__(self, text_encoder: Any, transformer: Any) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.transformer = transformer
+
+    def forward(self, tokens: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Tokens (batch, TEXT_TOKENS), noisy (batch, frames, channels, h, w), timestep (batch,)."""
+        text = self.text_encoder(tokens)[0]
+        prediction: torch.Tensor = self.transformer(
+            hidden_states=noisy, encoder_hidden_states=text, timestep=timestep, return_dict=False
+        )[0]
+        return prediction
 
 
 def build_scheduler() -> Any:
@@ -107,13 +146,17 @@ def build_scheduler() -> Any:
     )
 
 
-def build_tokenizer(captions: int = 8000, subword_pieces: int = 400) -> Any:
+def build_tokenizer(
+    captions: int = 8000, subword_pieces: int = 400, dialect: Dialect = PLAIN, lower_case: bool = False
+) -> Any:
     """A unigram T5 tokenizer: every word of the captions is one piece; subwords and letters catch the rest."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import T5Tokenizer
 
     rng = np.random.default_rng(5)
-    texts = [caption(draw_scene(rng), rng) for _ in range(captions)]
+    texts = [caption(draw_scene(rng), rng, dialect) for _ in range(captions)]
+    if lower_case:
+        texts = [text.lower() for text in texts]
     words: Counter[str] = Counter()
     marks: Counter[str] = Counter()
     for word in " ".join(texts).split():
@@ -143,19 +186,6 @@ def build_tokenizer(captions: int = 8000, subword_pieces: int = 400) -> Any:
         unk_token="<unk>",
         pad_token="<pad>",
         unk_id=2,
-    )
-
-
-def build_pipeline(tokenizer: Any, text_encoder: Any, autoencoder: Any, transformer: Any) -> Any:
-    """The plain `CogVideoXPipeline` that everything else loads with `from_pretrained`."""
-    from diffusers import CogVideoXPipeline
-
-    return CogVideoXPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        vae=autoencoder,
-        transformer=transformer,
-        scheduler=build_scheduler(),
     )
 
 

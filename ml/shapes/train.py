@@ -1,9 +1,9 @@
-"""Train the tiny video model from nothing: `accelerate launch -m ml.shapes.train --out FOLDER`.
+"""Train a tiny video model from nothing: `accelerate launch -m ml.shapes.train --model NAME --out FOLDER`.
 
 Three stages, each resumable from its last saved state: the autoencoder on rendered clips, a cache of latents,
 and the text encoder together with the diffusion transformer on those latents and fresh captions. Works on one
-or more CPU processes or GPUs. Belongs here: the training loops. Does not belong here: architecture (model.py),
-the world (scene.py, captions.py) or its examination (examine.py).
+or more CPU processes or GPUs. Belongs here: the training loops. Does not belong here: which models there are
+(video_models.py), the world (scene.py, captions.py) or its examination (examine.py).
 """
 
 import argparse
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ml.shapes import fast_cpu, model
 from ml.shapes.captions import caption
 from ml.shapes.scene import FRAMES, SIDE, Clip, Scene, draw_scene, render
+from ml.shapes.video_models import COGVIDEOX, MODELS, CropStage, VideoModel
 
 ANGULAR_SHAPES = ("square", "cross")
 COLORFUL = 40  # a pixel whose channels differ by more than this belongs to the object
@@ -44,37 +45,6 @@ class Schedule:
         progress = (step / self.steps - self.decay_from) / (1 - self.decay_from)
         decay = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress))))
         return min(1.0, (step + 1) / self.warmup) * (0.02 + 0.98 * decay)
-
-
-class Autoencoding(torch.nn.Module):
-    """Encode and decode in one forward pass, so that data-parallel wrappers see it."""
-
-    def __init__(self, autoencoder: Any) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-
-    def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Clips (batch, 3, frames, height, width) in -1..1 -> reconstruction, and KL per latent value."""
-        latents = self.autoencoder.encode(clips).latent_dist
-        divergence = 0.5 * (latents.mean.pow(2) + latents.var - 1 - latents.logvar).mean()
-        return self.autoencoder.decode(latents.sample()).sample, divergence
-
-
-class Denoising(torch.nn.Module):
-    """Text encoder and transformer in one forward pass: caption tokens and a noisy latent to a clean latent."""
-
-    def __init__(self, text_encoder: Any, transformer: Any) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.transformer = transformer
-
-    def forward(self, tokens: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Tokens (batch, TEXT_TOKENS), noisy (batch, frames, channels, h, w), timestep (batch,)."""
-        text = self.text_encoder(tokens)[0]
-        prediction: torch.Tensor = self.transformer(
-            hidden_states=noisy, encoder_hidden_states=text, timestep=timestep, return_dict=False
-        )[0]
-        return prediction
 
 
 class Average:
@@ -186,16 +156,17 @@ def to_tensor(clips: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(clips.astype(np.float32) / 127.5 - 1).permute(0, 4, 1, 2, 3).contiguous()
 
 
-def train_autoencoder(accelerator: Accelerator, work: Path, steps: int) -> Any:
-    """Single frames, then 32x32 crops of clips, then whole clips: cheap steps first."""
+def train_autoencoder(accelerator: Accelerator, video_model: VideoModel, work: Path, steps: int) -> Any:
+    """Small crops first, then larger ones: cheap steps first."""
     torch.manual_seed(0)
-    autoencoder = model.build_autoencoder()
-    module = Autoencoding(autoencoder)
+    autoencoder = video_model.build_autoencoder()
+    module = video_model.autoencoding(autoencoder)
     optimizer = torch.optim.AdamW(module.parameters(), lr=4e-3, betas=(0.9, 0.98), weight_decay=1e-4)
     rng = np.random.default_rng([1, accelerator.process_index, _steps_done(work / "autoencoder.pt")])
 
     def loss_of(parallel: torch.nn.Module, step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        clips = _autoencoder_batch(step / steps, rng).to(accelerator.device)
+        stage = next(stage for stage in video_model.crops if step / steps < stage.until)
+        clips = _autoencoder_batch(stage, rng).to(accelerator.device)
         decoded, divergence = parallel(clips)
         error = decoded - clips
         gray = error.mean(1, keepdim=True)
@@ -210,19 +181,20 @@ def train_autoencoder(accelerator: Accelerator, work: Path, steps: int) -> Any:
     return autoencoder
 
 
-def _autoencoder_batch(progress: float, rng: np.random.Generator) -> torch.Tensor:
+def _autoencoder_batch(stage: CropStage, rng: np.random.Generator) -> torch.Tensor:
     def film() -> Clip:
-        return render(draw_scene(rng), rng)
+        clip = render(draw_scene(rng), rng)
+        return clip if stage.side == SIDE else _crop(clip, rng, stage.side)
 
-    if progress < 0.25:
-        crops = [_crop(film(), rng) for _ in range(16)]
-        return to_tensor(np.stack([crop[(f := int(rng.integers(FRAMES))) : f + 1] for crop in crops]))
-    if progress < 0.8:
-        return to_tensor(np.stack([_crop(film(), rng) for _ in range(4)]))
-    return to_tensor(np.stack([film() for _ in range(2)]))
+    def cut(clip: Clip) -> Clip:
+        first = int(rng.integers(FRAMES - stage.frames + 1)) if stage.frames < FRAMES else 0
+        return clip[first : first + stage.frames]
+
+    clips = [film() for _ in range(stage.count)]
+    return to_tensor(np.stack([cut(clip) for clip in clips]))
 
 
-def _crop(clip: Clip, rng: np.random.Generator, side: int = SIDE // 2) -> Clip:
+def _crop(clip: Clip, rng: np.random.Generator, side: int) -> Clip:
     """A square crop, mostly one with the object in it."""
     colorful = (clip.max(-1).astype(int) - clip.min(-1)).max(0) > COLORFUL
     rows, columns = np.nonzero(colorful)
@@ -243,7 +215,9 @@ class Latents:
     scenes: list[Scene]
 
 
-def encode_clips(accelerator: Accelerator, autoencoder: Any, work: Path, count: int, batch: int = 16) -> Latents:
+def encode_clips(
+    accelerator: Accelerator, video_model: VideoModel, autoencoder: Any, work: Path, count: int, batch: int = 16
+) -> Latents:
     """This process's share of `count` encoded clips, kept on disk so that a resumed run reads them back."""
     rank, share = accelerator.process_index, count // accelerator.num_processes
     rng = np.random.default_rng([2, rank])
@@ -254,8 +228,8 @@ def encode_clips(accelerator: Accelerator, autoencoder: Any, work: Path, count: 
         for start in range(0, share, batch):
             clips = np.stack([render(scene, rng) for scene in scenes[start : start + batch]])
             with torch.no_grad():
-                encoded = autoencoder.encode(to_tensor(clips).to(accelerator.device)).latent_dist.mode()
-            latents.append(encoded.permute(0, 2, 1, 3, 4).half().cpu())
+                encoded = video_model.encode(autoencoder, to_tensor(clips).to(accelerator.device))
+            latents.append(encoded.half().cpu())
             masks.append(torch.from_numpy(_object_mask(clips)))
             if rank == 0 and start % (batch * 50) == 0:
                 print(f"encoding clip {start}/{share}", flush=True)
@@ -290,16 +264,22 @@ class DenoiserSettings:
     unconditional_share: float = 0.1
     rate: float = 2e-3
     matrix_rate: float = 0.01
+    slow_rate: float = 3e-4
 
 
 def train_denoiser(
-    accelerator: Accelerator, tokenizer: Any, data: Latents, work: Path, settings: DenoiserSettings
-) -> tuple[Denoising, float]:
+    accelerator: Accelerator,
+    video_model: VideoModel,
+    tokenizer: Any,
+    data: Latents,
+    work: Path,
+    settings: DenoiserSettings,
+) -> tuple[Any, float]:
     """Train text encoder and transformer; returns them and the latents' scaling factor."""
     torch.manual_seed(0)
-    module = Denoising(model.build_text_encoder(len(tokenizer)), model.build_transformer())
+    module = video_model.denoising(model.build_text_encoder(len(tokenizer)), video_model.build_transformer())
     scaling = float(1 / accelerator.reduce(data.latents.float().std().to(accelerator.device), "mean"))
-    scheduler = model.build_scheduler()
+    scheduler = video_model.build_scheduler()
     alphas = scheduler.alphas_cumprod.float().to(accelerator.device)
     seed = [3, accelerator.process_index, _steps_done(work / "denoiser.pt")]
     rng = np.random.default_rng(seed)
@@ -311,9 +291,14 @@ def train_denoiser(
         del step
         rows = torch.from_numpy(rng.choice(len(data.scenes), size=settings.batch, p=chances))
         clean = (data.latents[rows].float() * scaling).to(accelerator.device)
-        texts = ["" if rng.random() < settings.unconditional_share else caption(data.scenes[i], rng) for i in rows]
+        texts = [
+            ""
+            if rng.random() < settings.unconditional_share
+            else video_model.text(caption(data.scenes[i], rng, video_model.dialect))
+            for i in rows
+        ]
         tokens = tokenizer(
-            texts, padding="max_length", max_length=model.TEXT_TOKENS, truncation=True, return_tensors="pt"
+            texts, padding="max_length", max_length=video_model.text_tokens, truncation=True, return_tensors="pt"
         ).input_ids.to(accelerator.device)
         timestep = _timesteps(settings, generator).to(accelerator.device)
         alpha = alphas[timestep].view(-1, 1, 1, 1, 1)
@@ -327,7 +312,7 @@ def train_denoiser(
         return loss, _error_by_noise(squared.detach().mean((1, 2, 3, 4)), timestep)
 
     schedule = Schedule(settings.steps, warmup=60, decay_from=0.45)
-    optimizers = _denoiser_optimizers(module, settings)
+    optimizers = _denoiser_optimizers(module, video_model, settings)
     run_stage(accelerator, "denoiser", module, optimizers, schedule, 0.998, work / "denoiser.pt", loss_of)
     return module, scaling
 
@@ -353,16 +338,29 @@ def _error_by_noise(errors: torch.Tensor, timestep: torch.Tensor) -> dict[str, f
     return {name: float(errors[band].mean()) for name, band in bands.items() if band.any()}
 
 
-def _denoiser_optimizers(module: Denoising, settings: DenoiserSettings) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices, which learns faster here, and AdamW for everything else."""
+def _denoiser_optimizers(
+    module: torch.nn.Module, video_model: VideoModel, settings: DenoiserSettings
+) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices, which learns faster here, and AdamW for everything else.
+
+    Where nothing normalises queries and keys, Muon lets them grow until attention is all or nothing and learning
+    stops; they get a slow AdamW there.
+    """
     matrices: list[torch.nn.Parameter] = []
+    slow: list[torch.nn.Parameter] = []
     rest: list[torch.nn.Parameter] = []
     for name, weight in module.named_parameters():
-        in_transformer = "transformer_blocks" in name and "norm" not in name
+        in_transformer = "transformer_blocks" in name and "norm" not in name and "table" not in name
         in_text_encoder = ".block." in name and "relative" not in name
-        (matrices if weight.dim() == 2 and (in_transformer or in_text_encoder) else rest).append(weight)
+        if not video_model.normalises_queries and in_transformer and ("to_q" in name or "to_k" in name):
+            slow.append(weight)
+        else:
+            (matrices if weight.dim() == 2 and (in_transformer or in_text_encoder) else rest).append(weight)
+    groups: list[dict[str, Any]] = [{"params": rest}]
+    if slow:
+        groups.append({"params": slow, "lr": settings.slow_rate})
     return [
-        torch.optim.AdamW(rest, lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98), weight_decay=0.0),
         torch.optim.Muon(matrices, lr=settings.matrix_rate, momentum=0.95, weight_decay=0.0),
     ]
 
@@ -377,8 +375,9 @@ def _steps_done(state_file: Path) -> int:
 def settings_from_command_line() -> argparse.Namespace:
     """The command's arguments, with defaults that take about an hour and a half on two CPU cores."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default=COGVIDEOX.name)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished pipeline")
-    parser.add_argument("--work", type=Path, default=Path(".vpo/shapes-training"), help="folder for resumable state")
+    parser.add_argument("--work", type=Path, help="folder for resumable state; .vpo/shapes-training/NAME if not given")
     parser.add_argument("--autoencoder-steps", type=int, default=2400)
     parser.add_argument("--denoiser-steps", type=int, default=27000)
     parser.add_argument("--clips", type=int, default=24000, help="encoded clips to train the transformer on")
@@ -393,18 +392,19 @@ def stages(arguments: argparse.Namespace) -> Iterator[str]:
         torch.set_num_threads(1 if accelerator.num_processes > 1 else torch.get_num_threads())
         fast_cpu.switch_on()
     set_seed(accelerator.process_index)
-    work: Path = arguments.work
+    video_model = MODELS[arguments.model]
+    work: Path = arguments.work or Path(".vpo/shapes-training") / video_model.name
     work.mkdir(parents=True, exist_ok=True)
-    autoencoder = train_autoencoder(accelerator, work, arguments.autoencoder_steps).eval()
+    autoencoder = train_autoencoder(accelerator, video_model, work, arguments.autoencoder_steps).eval()
     yield "autoencoder trained"
-    data = encode_clips(accelerator, autoencoder, work, arguments.clips)
+    data = encode_clips(accelerator, video_model, autoencoder, work, arguments.clips)
     yield f"{arguments.clips} clips encoded"
-    tokenizer = model.build_tokenizer()
+    tokenizer = video_model.build_tokenizer()
     settings = DenoiserSettings(steps=arguments.denoiser_steps, batch=arguments.batch)
-    denoiser, scaling = train_denoiser(accelerator, tokenizer, data, work, settings)
+    denoiser, scaling = train_denoiser(accelerator, video_model, tokenizer, data, work, settings)
     if accelerator.is_main_process:
         autoencoder.register_to_config(scaling_factor=scaling)
-        pipeline = model.build_pipeline(tokenizer, denoiser.text_encoder, autoencoder, denoiser.transformer)
+        pipeline = video_model.build_pipeline(tokenizer, denoiser.text_encoder, autoencoder, denoiser.transformer)
         pipeline.to("cpu").save_pretrained(arguments.out)
     accelerator.wait_for_everyone()
     accelerator.end_training()

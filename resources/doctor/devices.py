@@ -5,11 +5,12 @@ Belongs here: presence and number of GPUs. Does not belong here: their memory (m
 
 from collections.abc import Iterator, Sequence
 
-from resources.backend_settings import EMBEDDED, DiffusersSettings, VllmModelSettings
+from resources.backend_settings import DiffusersSettings, VllmModelSettings
 from resources.doctor.findings import Finding, fault, ok, warning
 from resources.doctor.machine import Gpu, Machine
 from resources.doctor.needs import LocalModel, local_models
 from resources.doctor.sizes import gib
+from resources.embedded_video_models import EMBEDDED_VIDEO_MODELS
 from resources.settings import Profile
 
 
@@ -36,7 +37,8 @@ def _without_gpu(profile: Profile, machine: Machine) -> Iterator[Finding]:
     else:
         yield ok("GPU", "none, and no model of this profile must have one")
     for key, settings in local_models(profile):
-        if isinstance(settings, DiffusersSettings) and settings.model != EMBEDDED and not _why_gpu(settings, machine):
+        slow = isinstance(settings, DiffusersSettings) and settings.model not in EMBEDDED_VIDEO_MODELS
+        if slow and not _why_gpu(settings, machine):
             yield warning(key, f"{settings.model} on the CPU may take hours for a clip", "run on a machine with a GPU")
 
 

@@ -19,6 +19,7 @@ from resources.doctor.memory import ADAM, BYTES, MASTER, ModelShape, adapter_par
 from resources.doctor.needs import local_models, trained_key
 from resources.doctor.sizes import gib
 from resources.doctor.weights import Weights, all_missing
+from resources.pipeline_arguments import FRAMES
 from resources.settings import BUNDLED, METHODS, Profile, TargetSettings
 from storage.query_files import UnreadableFile, read_query_file
 
@@ -110,7 +111,7 @@ def clip_bytes(target: TargetSettings, queries: int, profile: Profile) -> int:
     """Clips of candidates and of held-out queries. 0 where the profile does not say how large a clip is."""
     arguments: Mapping[str, object] = target.video_generator.arguments
     sizes = [arguments.get(name) for name in ("height", "width")]
-    frames = arguments.get("num_frames", arguments.get("frames"))
+    frames = next((arguments[name] for name in FRAMES if name in arguments), None)
     pixels = [size for size in (*sizes, frames) if isinstance(size, int)]
     if len(pixels) < 3:
         return 0

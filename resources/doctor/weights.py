@@ -16,11 +16,11 @@ from resources.doctor.memory import BYTES, ModelShape
 from resources.doctor.needs import LocalModel, local_models
 from resources.doctor.sizes import gib
 from resources.embedded_language_model import FOLDER_NAME
-from resources.settings import CHECKOUT, Profile
+from resources.embedded_video_models import EMBEDDED_VIDEO_MODELS
+from resources.settings import Profile
 
 HUB_TIMEOUT = 10.0
 PIPELINE_INDEX = "model_index.json"
-SHAPES_MODEL = CHECKOUT / "ml" / "shapes" / "weights"
 WEIGHTLESS = ("Tokenizer", "Scheduler", "Processor", "FeatureExtractor")
 """Parts of a pipeline whose classes have these words in their names have no weights."""
 
@@ -85,8 +85,10 @@ def survey(profile: Profile) -> tuple[dict[str, Weights], list[Finding]]:
 def _look(profile: Profile, key: str, settings: LocalModel) -> tuple[Weights | None, Finding]:
     video = isinstance(settings, DiffusersSettings)
     read = read_pipeline if video else read_language_model
+    if video and settings.model in EMBEDDED_VIDEO_MODELS:
+        return _in_folder(key, EMBEDDED_VIDEO_MODELS[settings.model], read, settings.model)
     if settings.model == EMBEDDED:
-        folder = SHAPES_MODEL if video else profile.home / "models" / FOLDER_NAME
+        folder = profile.home / "models" / FOLDER_NAME
         if not folder.exists():
             return None, ok(key, "embedded: unpacked on first use")
         return _in_folder(key, folder, read, "embedded")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ml.curation import clean, parse_tags
 from ml.rules import wish_of
 from ml.shapes import words
-from ml.shapes.captions import caption, detailed
+from ml.shapes.captions import caption, detailed, shot_list
+from ml.shapes.dialects import PLAIN, SHOT_LIST, Dialect
 from ml.shapes.pixels import answers, measure, pixel_checklist
 from ml.shapes.queries import write_query
 from ml.shapes.reading import Wish, mentioned, read_wish
@@ -203,15 +204,15 @@ USERS = sorted(
 )
 
 
-@settings(max_examples=200)
-@given(scenes, st.integers(0, 10_000))
-def test_captions_say_nothing_but_the_truth(scene: Scene, seed: int) -> None:
-    text = caption(scene, np.random.default_rng(seed))
+@settings(max_examples=300)
+@given(scenes, st.integers(0, 10_000), st.sampled_from([PLAIN, SHOT_LIST]))
+def test_captions_say_nothing_but_the_truth(scene: Scene, seed: int, dialect: Dialect) -> None:
+    text = caption(scene, np.random.default_rng(seed), dialect)
     for attribute, values in mentioned(text).items():
         assert values == {getattr(scene, attribute)}, text
     for name in DEFECTS:
-        praised = any(phrase in text for phrase in words.GOOD_STYLE[name])
-        blamed = any(phrase in text for phrase in words.BAD_STYLE[name])
+        praised = any(phrase in text for phrase in dialect.good_style[name])
+        blamed = any(phrase in text for phrase in dialect.bad_style[name])
         assert not (praised and scene.defects)
         assert not (blamed and name not in scene.defects)
     assert [phrase for phrase in USERS if f" {phrase} " in spaced(text)] == []
@@ -225,6 +226,33 @@ def test_a_complete_caption_names_colour_shape_motion_and_size() -> None:
         assert {name: said.get(name) for name in ("color", "shape", "motion", "size")} == {
             name: {getattr(scene, name)} for name in ("color", "shape", "motion", "size")
         }
+
+
+def test_a_shot_list_has_a_line_for_each_thing_that_it_states() -> None:
+    stated = Wish("red", "ring", "up", "large", "dark")
+    seen = {
+        shot_list(stated, np.random.default_rng(seed), style=["sharp focus"], dialect=SHOT_LIST) for seed in range(9)
+    }
+    lines = {
+        "Subject: large red ring.",
+        "Movement: climbs toward the top.",
+        "Setting: plain dark backdrop.",
+        "Notes: sharp focus.",
+    }
+    assert len(seen) > 3  # in any order
+    assert all(set(re.findall(r"\w+: [^:]+\.", text)) == lines for text in seen)
+    assert shot_list(Wish(shape="ring"), np.random.default_rng(0), dialect=SHOT_LIST) == "Subject: ring."
+
+
+def test_prompts_for_one_model_are_understood_in_part_by_the_other() -> None:
+    for topic in ("motion", "form", "background"):
+        ours, theirs = getattr(PLAIN, topic), getattr(SHOT_LIST, topic)
+        assert set(ours) == set(theirs)
+        assert all(0 < len(theirs[value]) < len(ours[value]) and {*theirs[value]} < {*ours[value]} for value in ours)
+    agreed = {name for name in DEFECTS if SHOT_LIST.good_style[name] == PLAIN.good_style[name]}
+    turned = {name for name in DEFECTS if SHOT_LIST.good_style[name] == PLAIN.bad_style[name]}
+    assert (agreed, turned) == ({"blur", "washed"}, {"shake", "flicker"})
+    assert all(SHOT_LIST.bad_style[name] == PLAIN.good_style[name] for name in turned)
 
 
 # ---- queries -------------------------------------------------------------------------------------------------------
@@ -280,16 +308,19 @@ def test_every_users_word_means_what_its_table_says() -> None:
 # ---- the tokenizer -------------------------------------------------------------------------------------------------
 
 
-def test_captions_survive_the_tokenizer_in_few_tokens() -> None:
-    from ml.shapes.model import TEXT_TOKENS, build_tokenizer
+@pytest.mark.parametrize("name", ["cogvideox", "latte"])
+def test_captions_survive_the_tokenizer_in_few_tokens(name: str) -> None:
+    from ml.shapes.model import build_tokenizer
+    from ml.shapes.video_models import MODELS
 
-    tokenizer = build_tokenizer(captions=2000)
+    video_model = MODELS[name]
+    tokenizer = build_tokenizer(captions=2000, dialect=video_model.dialect, lower_case=video_model.lower_case)
     rng = np.random.default_rng(19)
-    texts = [caption(draw_scene(rng), rng) for _ in range(300)]
+    texts = [video_model.text(caption(draw_scene(rng), rng, video_model.dialect)) for _ in range(300)]
     tokens = [tokenizer(text).input_ids for text in texts]
     back = [tokenizer.decode(ids, skip_special_tokens=True) for ids in tokens]
     assert [text.replace(" ", "") for text in back] == [text.replace(" ", "") for text in texts]
-    assert np.mean([len(ids) <= TEXT_TOKENS for ids in tokens]) > 0.9
+    assert np.mean([len(ids) <= video_model.text_tokens for ids in tokens]) > 0.9
     assert tokenizer("a red ring").input_ids != tokenizer("a blue ring").input_ids
     unknown = tokenizer.decode(tokenizer("crimson hoop").input_ids, skip_special_tokens=True)
     assert unknown.replace(" ", "") == "crimsonhoop"  # users' words come in pieces, but come
@@ -346,6 +377,28 @@ def test_spatial_norm_equals_diffusers_own(frames: int) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
+def test_text_once_per_clip_equals_diffusers_own_text_for_each_frame() -> None:
+    import torch
+
+    from ml.shapes import latte
+
+    torch.manual_seed(2)
+    transformer = latte.build_transformer()
+    torch.nn.init.normal_(transformer.proj_out.weight)
+    noisy, text = torch.randn(2, 8, FRAMES, 16, 16), torch.randn(2, 7, 96)
+    weight = transformer.caption_projection.linear_1.weight
+
+    def sample_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        sample = transformer(noisy, torch.tensor([3, 900]), text).sample
+        return sample, torch.autograd.grad(sample.square().mean(), weight)[0]
+
+    theirs = sample_and_gradient()
+    latte.Denoising(torch.nn.Identity(), transformer)
+    ours = sample_and_gradient()
+    assert all(block.attn2.processor.__class__ is latte.TextOncePerClip for block in transformer.transformer_blocks)
+    torch.testing.assert_close(ours, theirs)
+
+
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
@@ -367,7 +420,7 @@ TRAININGS = """
 import sys
 from ml.shapes import model, train
 tokenizer, schedule, save = model.build_tokenizer, train.Schedule, train._save
-model.build_tokenizer = lambda: tokenizer(captions=300, subword_pieces=120)
+model.build_tokenizer = lambda **k: tokenizer(captions=300, subword_pieces=120, **k)
 train.Schedule = lambda *a, **k: schedule(*a, **{**k, "report_every": 1, "save_every": 3})
 class Cut(BaseException):
     pass
@@ -380,13 +433,13 @@ def run(name, work, saves=None):
         if len(made) == saves:
             raise Cut
     train._save = save_and_stop
-    sys.argv[1:] = ["--out", f"{folder}/{work}/pipeline", "--work", f"{folder}/{work}", "--autoencoder-steps", "6",
-                    "--denoiser-steps", "6", "--clips", "8", "--batch", "2"]
+    sys.argv[1:] = ["--model", name_of_model, "--out", f"{folder}/{work}/pipeline", "--work", f"{folder}/{work}",
+                    "--autoencoder-steps", "6", "--denoiser-steps", "6", "--clips", "8", "--batch", "2"]
     try:
         train.main()
     except Cut:
         pass
-folder = sys.argv[1]
+folder, name_of_model = sys.argv[1:3]
 run("stopped in the autoencoder", "parts", saves=1)
 run("stopped in the denoiser", "parts", saves=2)
 run("finished", "parts")
@@ -396,9 +449,10 @@ run("whole", "whole")
 
 
 @pytest.mark.slow
-def test_a_stopped_training_goes_on_where_it_was_and_its_pipeline_films(tmp_path: Path) -> None:
+@pytest.mark.parametrize("video_model", ["cogvideox", "latte"])
+def test_a_stopped_training_goes_on_where_it_was_and_its_pipeline_films(video_model: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", TRAININGS, tmp_path],
+        [sys.executable, "-c", TRAININGS, tmp_path, video_model],
         capture_output=True,
         text=True,
         timeout=600,
@@ -419,27 +473,25 @@ def test_a_stopped_training_goes_on_where_it_was_and_its_pipeline_films(tmp_path
     assert "encoding clip" not in printed["finished"]  # read back, not made again
     assert not list(tmp_path.rglob("*.writing"))
     for name in ("parts", "whole"):
-        films_five_frames(tmp_path / name / "pipeline")
+        films_five_frames(tmp_path / name / "pipeline", video_model)
 
 
 def steps_of(printed: str, stage: str) -> list[int]:
     return [int(step) for step in re.findall(rf"^{stage} step (\d+)/6 ", printed, re.MULTILINE)]
 
 
-def films_five_frames(folder: Path) -> None:
+def films_five_frames(folder: Path, name: str) -> None:
     import torch
-    from diffusers import CogVideoXPipeline
 
-    pipeline = CogVideoXPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
+    from ml.shapes.examine import load_pipeline
+
+    pipeline, video_model = load_pipeline(folder)
+    assert video_model.name == name
     assert pipeline.vae.config.scaling_factor != 1.0  # the latents' own
     frames = pipeline(
         prompt="A red ring moves to the right.",
-        num_frames=FRAMES,
-        height=SIDE,
-        width=SIDE,
+        **video_model.arguments,
         num_inference_steps=2,
-        max_sequence_length=64,
         generator=torch.Generator().manual_seed(0),
         output_type="np",
     ).frames

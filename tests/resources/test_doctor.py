@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ml.fine_tuning import LoraSettings, TrainingSettings
+from resources.diffusers_generator import SHAPES_MODEL
 from resources.doctor import Finding, Gpu, Level, ThisMachine, examine
 from resources.doctor.disk import clip_bytes, count_queries, disk_need, training_bytes
 from resources.doctor.memory import (
@@ -25,7 +26,7 @@ from resources.doctor.memory import (
     training_need,
 )
 from resources.doctor.sizes import GIB, gib
-from resources.doctor.weights import SHAPES_MODEL, Incomplete, Part, Weights, read_language_model, read_pipeline
+from resources.doctor.weights import Incomplete, Part, Weights, read_language_model, read_pipeline
 from resources.settings import load_profile
 from tests.conftest import Vpo
 from tests.tiny_model import save_tiny_model

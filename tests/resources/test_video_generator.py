@@ -9,7 +9,8 @@ import pytest
 from ml.shapes.pixels import answers, measure, pixel_checklist
 from ml.shapes.reading import read_wish
 from resources.backend_settings import DiffusersSettings, VideoServerSettings
-from resources.diffusers_generator import SHAPES_MODEL, DiffusersVideoGenerator
+from resources.diffusers_generator import DiffusersVideoGenerator
+from resources.embedded_video_models import EMBEDDED_LATTE, EMBEDDED_VIDEO_MODELS
 from resources.outcome import Unavailable
 from resources.video_generator import Clip, build_video_generator
 from resources.video_server import ServedVideoGenerator
@@ -101,34 +102,48 @@ def test_the_identity_of_a_served_model_is_the_model_and_not_the_server() -> Non
         assert ServedVideoGenerator(base.model_copy(update=change)).identity() != identity
 
 
-# ---- the shapes model itself ---------------------------------------------------------------------------------------
+# ---- the shapes models themselves ----------------------------------------------------------------------------------
+
+LATTE_PROMPTS = [
+    "A red ring slides toward the right edge in front of a plain dark backdrop. It keeps its red colour.",
+    "Subject: large blue square. Movement: rests without any movement. Setting: plain light backdrop.",
+    "A green triangle climbs toward the top in front of a plain dark backdrop. Filmed with a handheld feel.",
+]
+LATTE_ARGUMENTS = {
+    **{name: ARGUMENTS[name] for name in ("height", "width", "num_inference_steps", "guidance_scale")},
+    "video_length": 5,
+    "mask_feature": False,
+    "clean_caption": False,
+}
+Filmed = tuple[DiffusersVideoGenerator, list[str], list[Clip]]
 
 
-@pytest.fixture(scope="module")
-def filmed() -> tuple[DiffusersVideoGenerator, list[Clip]]:
-    if not (SHAPES_MODEL / "model_index.json").is_file():
-        pytest.skip(f"the shapes model is not trained yet: there is no {SHAPES_MODEL}")
-    generator = DiffusersVideoGenerator(settings_of(device="cpu", batch_size=3))
-    return generator, [clip_of(outcome) for outcome in generator.generate(PROMPTS, SEEDS)]
+@pytest.fixture(
+    scope="module", params=[("embedded", ARGUMENTS, PROMPTS), (EMBEDDED_LATTE, LATTE_ARGUMENTS, LATTE_PROMPTS)]
+)
+def filmed(request: pytest.FixtureRequest) -> Filmed:
+    model, arguments, prompts = request.param
+    if not (EMBEDDED_VIDEO_MODELS[model] / "model_index.json").is_file():
+        pytest.skip(f"{model} is not trained yet: there is no {EMBEDDED_VIDEO_MODELS[model]}")
+    generator = DiffusersVideoGenerator(settings_of(model=model, arguments=arguments, device="cpu", batch_size=3))
+    return generator, prompts, [clip_of(outcome) for outcome in generator.generate(prompts, SEEDS)]
 
 
 @pytest.mark.slow
-def test_the_shapes_model_films_what_detailed_prompts_say(filmed: tuple[DiffusersVideoGenerator, list[Clip]]) -> None:
-    _, clips = filmed
+def test_a_shapes_model_films_what_detailed_prompts_say(filmed: Filmed) -> None:
+    _, prompts, clips = filmed
     assert [clip.shape for clip in clips] == [(5, 64, 64, 3)] * 3
     yes = [
-        list(answers(measure(clip), read_wish(prompt)).values()) for prompt, clip in zip(PROMPTS, clips, strict=True)
+        list(answers(measure(clip), read_wish(prompt)).values()) for prompt, clip in zip(prompts, clips, strict=True)
     ]
     assert pixel_checklist().score(yes).mean() > 0.7 * 6.3
 
 
 @pytest.mark.slow
-def test_the_shapes_model_gives_the_same_clip_for_the_same_seed_alone_or_in_a_batch(
-    filmed: tuple[DiffusersVideoGenerator, list[Clip]],
-) -> None:
-    generator, clips = filmed
-    (alone,) = generator.generate(PROMPTS[1:2], SEEDS[1:2])
+def test_a_shapes_model_gives_the_same_clip_for_the_same_seed_alone_or_in_a_batch(filmed: Filmed) -> None:
+    generator, prompts, clips = filmed
+    (alone,) = generator.generate(prompts[1:2], SEEDS[1:2])
     difference = np.abs(clip_of(alone).astype(int) - clips[1].astype(int))
     assert difference.max() <= 2  # sums in another order round otherwise
-    (other,) = generator.generate(PROMPTS[1:2], [99])
+    (other,) = generator.generate(prompts[1:2], [99])
     assert np.abs(clip_of(other).astype(int) - clips[1].astype(int)).max() > 20

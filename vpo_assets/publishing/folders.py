@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 
-from resources.backend_settings import EMBEDDED, PixelRewardSettings
+from resources.backend_settings import PixelRewardSettings
+from resources.embedded_video_models import EMBEDDED_VIDEO_MODELS
 from resources.licences import Licence, of_dataset, of_model
 from resources.optimizer_settings import OPTIMIZER_FILE, OptimizerSettings
 from resources.prompt_optimizer import optimizer_settings
@@ -148,7 +149,7 @@ def _replaced(final: Path, fill: Callable[[Path], None]) -> Path:
 
 def _video_model_name(target: TargetSettings) -> str:
     model = target.video_generator.model
-    return "of the shapes world that comes with the platform" if model == EMBEDDED else model
+    return "of the shapes world that comes with the platform" if model in EMBEDDED_VIDEO_MODELS else model
 
 
 def _reward_name(target: TargetSettings) -> str:
