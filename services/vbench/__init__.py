@@ -1,0 +1,1 @@
+"""VBench's dimensions, scored in an environment of their own."""
