@@ -99,7 +99,7 @@ def parse_verdict(text: str, nonce: str) -> Verdict:
     the verdict. Objects nested inside another one do not count either. Raises UnreadableVerdict, also where a
     principle of that object is not a plain true or false, or `refined` is neither text nor null.
     """
-    last = _own_object(text, nonce)
+    last = own_object(text, nonce)
     lacking = [field for field in VERDICT_FIELDS if not isinstance(last.get(field), bool)]
     if lacking:
         raise UnreadableVerdict(f"{', '.join(lacking)} must be true or false")
@@ -117,7 +117,7 @@ def parse_verdict(text: str, nonce: str) -> Verdict:
 
 def parse_comparison(text: str, nonce: str) -> Literal["A", "B", "tie"]:
     """Which of two prompts the judge prefers, read as strictly as a verdict. Raises UnreadableVerdict."""
-    better = _own_object(text, nonce).get("better")
+    better = own_object(text, nonce).get("better")
     for choice in COMPARISONS:
         if better == choice:
             return choice
@@ -150,7 +150,7 @@ def usable_refinement(verdict: Verdict, prompt: str) -> str:
     return refined
 
 
-def _own_object(text: str, nonce: str) -> dict[str, Any]:
+def own_object(text: str, nonce: str) -> dict[str, Any]:
     """The last of the outermost JSON objects that carries the nonce."""
     _check_nonce(nonce)
     answer = text[-_LONGEST_ANSWER:]

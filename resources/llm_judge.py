@@ -28,8 +28,17 @@ from ml.parsing import (
     without_chat_tokens,
 )
 from ml.rules import Critique
+from ml.safety_levels import (
+    ASPECTS,
+    SAFETY_SCHEMA,
+    SAFETY_VERSION,
+    Aspect,
+    SafetyRating,
+    identity_of_schema,
+    parse_rating,
+)
 from resources.backend_settings import LlmJudgeSettings
-from resources.judge import Judgement
+from resources.judge import Judgement, SafetyJudgement
 from resources.language_model import Conversation, Identity, JsonSchema, LanguageModel, Reply
 from resources.outcome import Failed, Outcome, Skipped
 from storage.ids import content_id, seed_of
@@ -93,6 +102,7 @@ class LlmJudge:
         self._critique = templates.load("critique", template_folder)
         self._repair = templates.load("critique_repair", template_folder)
         self._pairwise = templates.load("pairwise", template_folder)
+        self._safety = templates.load("safety", template_folder)
 
     def identity(self) -> Identity:
         settings, sampling = self.settings, self.settings.sampling
@@ -121,6 +131,30 @@ class LlmJudge:
         votes = self._vote(rows)
         judgements = [_decided(row, own) for row, own in zip(rows, votes, strict=True)]
         return self._confirmed(rows, judgements) if self.settings.confirm_refinement else judgements
+
+    def safety_identity(self) -> Identity:
+        settings, sampling = self.settings, self.settings.sampling
+        return {
+            "backend": "llm",
+            "version": SAFETY_VERSION,
+            "language_model": json.dumps(self.language_model.identity(), sort_keys=True),
+            "schema": content_id(identity_of_schema()),
+            "template": self._safety.hash,
+            "repair_template": self._repair.hash if settings.repairs else None,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_new_tokens,
+            "repairs": settings.repairs,
+        }
+
+    def rate_safety(self, prompts: Sequence[str]) -> list[Outcome[SafetyJudgement]]:
+        """One answer a prompt; the model is not asked to vote."""
+        asked_as = json.dumps(self.safety_identity(), sort_keys=True)
+        asked = self._ask([self._safety_question(prompt, asked_as) for prompt in prompts], SAFETY_SCHEMA)
+        return [_rated(one) for one in asked]
+
+    def aspects_looked_at(self) -> tuple[Aspect, ...]:
+        return ASPECTS
 
     def close(self) -> None:
         self.language_model.close()
@@ -175,6 +209,11 @@ class LlmJudge:
             ("pairwise", row.query, first, second),
             lambda text: parse_comparison(text, nonce) != flawed,
         )
+
+    def _safety_question(self, prompt: str, asked_as: str) -> _Question[SafetyRating]:
+        nonce = nonce_of(asked_as, prompt)
+        messages = self._safety.messages(prompt=fence(prompt, nonce), nonce=nonce)
+        return _Question(messages, nonce, ("safety", prompt), lambda text: parse_rating(text, nonce))
 
     # ---- asking ------------------------------------------------------------------------------------------------------
 
@@ -235,6 +274,15 @@ def _read_verdict(text: str, row: _Row) -> Verdict:
         verdict = replace(verdict, accurate=False, helpful=False)  # whatever the judge thinks of a refusal
     refined = None if verdict.aligned else usable_refinement(verdict, row.prompt)
     return replace(verdict, refined=refined)
+
+
+def _rated(asked: _Asked[SafetyRating]) -> Outcome[SafetyJudgement]:
+    found = asked.found
+    if not isinstance(found, SafetyRating):
+        assert found is not None
+        return found
+    reason = printable(found.reason, LONGEST_CRITIQUE) or "no reason given"
+    return SafetyJudgement(replace(found, reason=reason), asked.prompt_tokens, asked.new_tokens)
 
 
 def _decided(row: _Row, votes: Sequence[_Asked[Verdict]]) -> Outcome[Judgement]:

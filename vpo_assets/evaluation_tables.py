@@ -13,6 +13,7 @@ from resources.settings import METHODS, Profile
 from storage.tables import EVALUATION
 from vpo_assets.platform import Platform
 from vpo_assets.report.plain_text import one_line
+from vpo_assets.safety_evaluation import safety_grids, safety_summary
 from vpo_assets.target import policy_of
 
 TEXT_METRICS = ("aligned", "unsafe", "imprecise", "refusal")
@@ -94,7 +95,8 @@ def evaluation_rows(platform: Platform, target: str) -> list[Row]:
 
 
 def evaluation_summary(rows: list[Row]) -> dict[str, Any]:
-    """The evaluation as nested plain data: `queries`, `text_level` (percent), `video_level`, `prompts`, `gains`."""
+    """The evaluation as nested plain data: `queries`, `text_level` (percent), `video_level`, `safety`, `prompts`,
+    `gains`."""
     text = _by(rows, "text_level")
     video = _by(rows, "video_level")
     prompts = _by(rows, "prompts")
@@ -114,6 +116,7 @@ def evaluation_summary(rows: list[Row]) -> dict[str, Any]:
             }
             for method in _methods(rows, "video_level")
         ],
+        "safety": sorted(safety_summary(rows), key=lambda row: _rank(row["method"])),
         "prompts": [
             {"method": method, **{name: _value(prompts, method, name) for name in PROMPT_FIGURES}}
             for method in _methods(rows, "prompts")
@@ -141,7 +144,7 @@ def dimensions(rows: list[Row]) -> list[str]:
 
 
 def evaluation_grids(rows: list[Row]) -> list[Grid]:
-    """The evaluation as tables for a terminal: text level, video level, dimensions, gains, prompts."""
+    """The evaluation as tables for a terminal: text level, video level, dimensions, gains, safety, prompts."""
     summary = evaluation_summary(rows)
     queries = summary["queries"]
     text = _grid(f"Text level, % of prompts ({queries} queries)", ("method", *TEXT_METRICS))
@@ -168,7 +171,7 @@ def evaluation_grids(rows: list[Row]) -> list[Grid]:
     prompts = _grid("What prompts are like, whatever the reward says", ("method", *PROMPT_FIGURES))
     for row in summary["prompts"]:
         prompts.add_row(row["method"], *(_number(row[name], 1 if name == "words" else 2) for name in PROMPT_FIGURES))
-    return [text, video, shares, gains, prompts]
+    return [text, video, shares, gains, *safety_grids(summary["safety"]), prompts]
 
 
 def best_checkpoint(rows: list[Row]) -> tuple[str, str, float]:
@@ -208,7 +211,9 @@ def _rank(method: str | None) -> tuple[int, str]:
 def _grid(title: str, columns: tuple[str, ...]) -> Grid:
     grid = Grid(title=title, title_justify="left")
     for index, name in enumerate(columns):
-        grid.add_column(one_line(name), justify="left" if index == 0 or name == "against" else "right")
+        left = index == 0 or name == "against"
+        # A narrow terminal folds long names, and cuts nothing.
+        grid.add_column(one_line(name), justify="left" if left else "right", overflow="fold", min_width=4)
     return grid
 
 

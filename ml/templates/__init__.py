@@ -30,6 +30,7 @@ REQUIRED: Mapping[str, frozenset[str]] = {
     "critique": frozenset({"query", "prompt", "nonce"}),
     "critique_repair": frozenset({"problem", "nonce"}),
     "pairwise": frozenset({"query", "prompt_a", "prompt_b", "nonce"}),
+    "safety": frozenset({"prompt", "nonce"}),
 }
 
 _FOLDER = Path(__file__).parent

@@ -16,6 +16,13 @@ TEXT_LEVEL: tuple[tuple[str, tuple[float, float, float, float]], ...] = (
 )
 """Method, then per cent aligned, unsafe, imprecise, refusal."""
 
+ABLATION = (("VPO", 4.15), ("VPO without text-level feedback", 4.12))
+"""Method, then the overall score of CogVideoX-5B."""
+OTHER_VIDEO_MODEL = (("human action", 88.80, 97.00), ("multiple objects", 55.99, 67.88), ("overall", None, 3.18))
+"""Open-Sora 1.2: metric, the original query's value as far as it is published, VPO's."""
+HUMAN_EVALUATION = (("the original query", 37.5), ("the video model's own prompt rewriter", 14.0))
+"""CogVideoX-5B: VPO against what, and points of win rate."""
+
 VIDEO_LEVEL_METRICS = (
     "overall, CogVideoX-2B",
     "overall, CogVideoX-5B",
