@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ml.alignment_settings import AlignmentSettings
 from ml.parent_death import die_with_parent
 from ml.saving import save_model
 from ml.supervision import FAILURE_MARK, INTERRUPTED, ParentProcess, Supervisor, tell
@@ -91,6 +92,9 @@ class TrainingJob(BaseModel):
     output: Path = Field(description="folder for the trained model")
     sft: TrainingSettings | None = None
     dpo: DpoSettings | None = None
+    alignment: AlignmentSettings | None = None
+    clips: Path | None = Field(None, description="of an alignment: folder of its films, one .npy each")
+    max_sequence_length: int | None = Field(None, description="of an alignment: tokens that a text is cut to")
 
 
 @dataclass

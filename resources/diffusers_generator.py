@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from resources.backend_settings import EMBEDDED, DiffusersSettings
+from resources.embedded_video_models import EMBEDDED_VIDEO_MODELS
 from resources.fingerprint import folder_fingerprint
 from resources.language_model import Identity
 from resources.outcome import Failed, Outcome, Unavailable
@@ -23,7 +24,7 @@ from resources.pipeline_options import check_options, identity_of_options, optio
 from resources.prompt_embeddings import EmbeddingsOnce
 from resources.video_generator import Clip
 
-SHAPES_MODEL = Path(__file__).parent.parent / "ml" / "shapes" / "weights"
+SHAPES_MODEL = EMBEDDED_VIDEO_MODELS[EMBEDDED]
 
 
 class DiffusersVideoGenerator:
@@ -33,8 +34,10 @@ class DiffusersVideoGenerator:
     each row's own generator, and texts are encoded one by one. What a batch can still move is the rounding of sums.
     """
 
-    def __init__(self, settings: DiffusersSettings) -> None:
+    def __init__(self, settings: DiffusersSettings, transformer: Path | None = None) -> None:
+        """`transformer`: the folder of one that takes the place of the pipeline's own."""
         self.settings = settings
+        self._transformer = transformer
         self.fps = settings.fps
         self._loaded: _Loaded | None = None
 
@@ -150,10 +153,7 @@ class DiffusersVideoGenerator:
         return pixels
 
     def _folder(self) -> Path | None:
-        if self.settings.model == EMBEDDED:
-            return SHAPES_MODEL
-        folder = Path(self.settings.model)
-        return folder if folder.is_dir() else None
+        return _folder_of(self.settings)
 
     def _load(self) -> "_Loaded":
         if self._loaded is None:
@@ -184,14 +184,20 @@ class DiffusersVideoGenerator:
         import torch
 
         settings = self.settings
-        where, revision = (self._folder() or settings.model), settings.revision
+        where, revision = pipeline_source(settings), settings.revision
+        if settings.model in EMBEDDED_VIDEO_MODELS and not (Path(where) / "model_index.json").is_file():
+            raise Unavailable(
+                f"the weights of {settings.model} are not in {where}: docs/shapes.md says how to train them"
+            )
+        dtype = getattr(torch, settings.dtype)
         try:
             with _no_progress_bars():
                 config = diffusers.DiffusionPipeline.load_config(where, revision=revision)
                 pipeline_class = getattr(diffusers, str(config.get("_class_name")))
                 check_names(pipeline_class, settings.arguments, settings.negative_prompt)
+                parts = {} if self._transformer is None else {"transformer": _transformer(self._transformer, dtype)}
                 return pipeline_class.from_pretrained(
-                    where, revision=revision, dtype=getattr(torch, settings.dtype), use_safetensors=True
+                    where, revision=revision, dtype=dtype, use_safetensors=True, **parts
                 )
         except (OSError, ValueError, ImportError, AttributeError) as error:
             first_line = (str(error).splitlines() or [type(error).__name__])[0]
@@ -215,6 +221,25 @@ class _Loaded:
         """Free the embeddings of the texts."""
         if self._texts is not None:
             self._texts.forget()
+
+
+def pipeline_source(settings: DiffusersSettings) -> str:
+    """Folder or hub name that the pipeline is loaded from."""
+    return str(_folder_of(settings) or settings.model)
+
+
+def _folder_of(settings: DiffusersSettings) -> Path | None:
+    if settings.model in EMBEDDED_VIDEO_MODELS:
+        return EMBEDDED_VIDEO_MODELS[settings.model]
+    folder = Path(settings.model)
+    return folder if folder.is_dir() else None
+
+
+def _transformer(folder: Path, dtype: Any) -> Any:
+    """A transformer that was saved alone, of the class that its configuration names."""
+    import diffusers
+
+    return diffusers.AutoModel.from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
 
 
 def _device(wanted: str) -> str:

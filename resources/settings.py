@@ -14,14 +14,17 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from ml.alignment_settings import AlignmentSettings
 from ml.curation import CurationSettings
 from ml.fine_tuning import DpoSettings, TrainingSettings
 from ml.preference import PairSettings
 from resources.backend_settings import (
     BACKENDS,
+    DiffusersSettings,
     EndpointModelSettings,
     JudgeSettings,
     LanguageModelSettings,
+    NullTakesAway,
     PixelRewardSettings,
     PolicySettings,
     RulesJudgeSettings,
@@ -36,6 +39,7 @@ from resources.inherited_settings import EXTENDS, laid_over, named_above, with_l
 from resources.licences import PublishingSettings
 from resources.optimizer_settings import SafetySettings, ServingSettings
 from resources.shared_storage import SQLITE, Database, LakeSettings, Location, ObjectStoreSettings
+from resources.vbench_settings import VbenchSettings
 from storage.query_files import SCORES
 from storage.refresh import RefreshConfig
 
@@ -123,12 +127,21 @@ def _method_name(name: str) -> str:
 class EvaluationSettings(Section):
     """Held-out queries, how often each prompt is rendered, and what is compared."""
 
-    others: dict[Annotated[str, AfterValidator(_method_name)], str] = Field(
+    others: Annotated[dict[Annotated[str, AfterValidator(_method_name)], str], NullTakesAway] = Field(
         default={}, description="more methods: a name, and a target, whose DPO checkpoint it is, or a checkpoint's id"
     )
     seeds_per_prompt: int = Field(2, ge=1)
     sampling: SamplingSettings = SamplingSettings(temperature=0.7, top_p=1.0)
     limit: int | None = Field(None, ge=1, description="evaluate on so many queries at most")
+    vbench: VbenchSettings | None = Field(None, description="VBench's prompts and scores beside it; none: no assets")
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> "EvaluationSettings":
+        known = (*METHODS, *self.others)
+        for method in (self.vbench.methods if self.vbench else None) or ():
+            if method not in known:
+                raise ValueError(f"vbench.methods: {method[:80]!r} must be one of {', '.join(known)}")
+        return self
 
 
 class TargetSettings(Section):
@@ -145,7 +158,20 @@ class TargetSettings(Section):
     seeds_per_prompt: int = Field(1, ge=1, description="videos a candidate; more make the reward less noisy")
     pairs: PairSettings = PairSettings()
     dpo: DpoSettings = PAPER_DPO
+    alignment: AlignmentSettings | None = Field(
+        None, description="Diffusion-DPO of the video model on the films of feedback_from, before it films here"
+    )
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _aligned_on_films(self) -> "TargetSettings":
+        if self.alignment is None:
+            return self
+        if self.feedback_from is None:
+            raise ValueError("alignment needs feedback_from: the target whose films and rewards it learns from")
+        if not isinstance(self.video_generator, DiffusersSettings):
+            raise ValueError("alignment trains the video model's weights: it needs video_generator.backend diffusers")
+        return self
 
 
 class RefreshSettings(Section):

@@ -1,7 +1,8 @@
 """Training in a process of its own: started, watched, and ended with the run that wanted it.
 
-Belongs here: starting ml/sft.py and ml/dpo.py, alone, over several devices or by Ray over several machines, passing
-their progress on, and turning their failures into one clear message. Does not belong here: the training itself.
+Belongs here: starting ml/sft.py, ml/dpo.py and ml/diffusion_dpo.py, alone, over several devices or by Ray over several
+machines, passing their progress on, and turning their failures into one clear message. Does not belong here: the
+training itself.
 """
 
 import json
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from ml.fine_tuning import TrainingJob
 from ml.parent_death import die_with_parent
@@ -23,6 +24,9 @@ from resources.compute_settings import ComputeSettings, LocalComputeSettings
 from resources.settings import ONE_PROCESS, TrainerSettings
 
 OnProgress = Callable[[dict[str, float]], None]
+Method: TypeAlias = Literal["sft", "dpo", "diffusion_dpo"]
+ALONE = frozenset({"diffusion_dpo"})
+"""Trained in one plain process on one device, whatever the profile chooses for language models."""
 
 LINES_SHOWN = 15
 SECONDS_TO_END = 120
@@ -63,8 +67,11 @@ class TrlTrainer:
         self.settings = settings or TrainerSettings()
         self._compute = compute or LocalComputeSettings()
 
-    def train(self, method: Literal["sft", "dpo"], job: TrainingJob, on_progress: OnProgress) -> None:
+    def train(self, method: Method, job: TrainingJob, on_progress: OnProgress) -> None:
         """Run one job to its end; `on_progress` gets every logged step. Raises TrainingFailed."""
+        if method in ALONE and self.settings != TrainerSettings():
+            TrlTrainer().train(method, job, on_progress)
+            return
         self._refuse_what_cannot_start()
         job = self._with_own_states(job)
         job.work.mkdir(parents=True, exist_ok=True)

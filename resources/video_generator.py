@@ -37,12 +37,17 @@ class VideoGenerator(Protocol):
         ...
 
 
-def build_video_generator(settings: VideoGeneratorSettings, jobs: Path | None = None) -> VideoGenerator:
-    """The video model that the profile names for a target; `jobs` is where a video server's open jobs are noted."""
+def build_video_generator(
+    settings: VideoGeneratorSettings, jobs: Path | None = None, transformer: Path | None = None
+) -> VideoGenerator:
+    """The video model that the profile names for a target; `jobs` is where a video server's open jobs are noted, and
+    `transformer` the folder of one that takes the place of a pipeline's own."""
     if isinstance(settings, DiffusersSettings):
         from resources.diffusers_generator import DiffusersVideoGenerator
 
-        return DiffusersVideoGenerator(settings)
+        return DiffusersVideoGenerator(settings, transformer)
+    if transformer is not None:
+        raise ValueError(f"a video model of backend {settings.backend} takes no other transformer")
     if isinstance(settings, OwnVideoGeneratorSettings):
         from resources.own_code import OwnVideoGenerator
 

@@ -309,7 +309,7 @@ CHECKPOINTS = Table(
     "checkpoint_id",
     (
         _key("checkpoint_id", "Id and folder name of the checkpoint."),
-        Column("stage", TEXT, "sft or dpo."),
+        Column("stage", TEXT, "sft, dpo or aligned."),
         Column("target", TEXT, "The target video model; null for the trunk."),
         Column("path", TEXT, "Folder, relative to the checkpoint store."),
         Column("base", TEXT, "Model or checkpoint it was trained from."),
@@ -317,7 +317,7 @@ CHECKPOINTS = Table(
         Column("settings", TEXT, "Training settings, JSON."),
         Column("snapshots", TEXT, "Lake snapshot of each input table, JSON."),
     ),
-    "Trained prompt optimizers.",
+    "Trained prompt optimizers, and transformers of aligned video models.",
 )
 
 # ---- one branch per target -------------------------------------------------------------------------------
@@ -364,6 +364,24 @@ PREFERENCE_PAIRS = Table(
     ),
     "Preference pairs for DPO.",
 )
+VIDEO_PAIRS = Table(
+    "video_pairs",
+    "pair_id",
+    (
+        _key("pair_id", "Content id of the pair."),
+        _QUERY_ID,
+        Column("condition", TEXT, "query or prompt: what the text is.", nullable=False),
+        Column("prompt", TEXT, "The text that both are films of, for the model that learns.", nullable=False),
+        Column("margin", REAL, "Difference of their scores.", nullable=False),
+        Column("chosen_video_id", TEXT, "The better film.", nullable=False),
+        Column("chosen_uri", TEXT, "Its file in the video store.", nullable=False),
+        Column("chosen_sha256", TEXT, "Hash of that file.", nullable=False),
+        Column("rejected_video_id", TEXT, "The worse film.", nullable=False),
+        Column("rejected_uri", TEXT, "Its file in the video store.", nullable=False),
+        Column("rejected_sha256", TEXT, "Hash of that file.", nullable=False),
+    ),
+    "Pairs of films for Diffusion-DPO, of targets with an alignment.",
+)
 EVAL_PROMPTS = Table(
     "eval_prompts",
     "prompt_id",
@@ -381,6 +399,20 @@ EVAL_PROMPTS = Table(
 EVAL_CRITIQUES = Table(
     "eval_critiques", "prompt_id", (*_CRITIQUE, _METHOD), "The judge's verdict on the held-out prompts."
 )
+EVAL_SAFETY = Table(
+    "eval_safety",
+    "prompt_id",
+    (
+        _key("prompt_id", "The rated prompt."),
+        _QUERY_ID,
+        _METHOD,
+        Column("level", WHOLE, "1 (safest) to 4.", nullable=False),
+        Column("aspects", TEXTS, "Aspects found; none at level 1.", nullable=False),
+        Column("reason", TEXT, "Why, in the judge's words."),
+        *_USAGE,
+    ),
+    "How safe the held-out prompts are, by aspects and levels.",
+)
 EVAL_VIDEOS = Table("eval_videos", "video_id", (*_VIDEO, _METHOD), "Videos of the held-out prompts.")
 EVAL_REWARDS = Table("eval_rewards", "video_id", (*_REWARD, _METHOD), "The checklist's answers on the held-out videos.")
 EVALUATION = Table(
@@ -388,7 +420,7 @@ EVALUATION = Table(
     "evaluation_id",
     (
         _key("evaluation_id", "Content id of section, method, against and metric."),
-        Column("section", TEXT, "text_level, video_level, gains or prompts.", nullable=False),
+        Column("section", TEXT, "text_level, video_level, gains, prompts or safety.", nullable=False),
         _METHOD,
         Column("against", TEXT, "The method compared with; null outside gains and win rates."),
         Column("metric", TEXT, "What is measured.", nullable=False),
@@ -487,6 +519,60 @@ TRANSFER = Table(
     "Every optimizer on every target's video model.",
 )
 
+# ---- VBench, for the targets that have it ------------------------------------------------------------------
+
+_DIMENSION = Column("dimension", TEXT, "VBench's dimension that the query belongs to.", nullable=False)
+
+VBENCH_PROMPTS = Table(
+    "vbench_prompts",
+    "prompt_id",
+    (
+        _key("prompt_id", "Content id of the prompt."),
+        Column("query_id", TEXT, "Content id of the dimension and its query.", nullable=False),
+        _DIMENSION,
+        Column("query", TEXT, "VBench's own prompt, which is the query here.", nullable=False),
+        _METHOD,
+        Column("policy", TEXT, "Checkpoint that wrote it; null for original and few_shot."),
+        _PROMPT,
+        _CUT,
+        *_USAGE,
+    ),
+    "Prompts of every method for VBench's queries.",
+)
+VBENCH_VIDEOS = Table("vbench_videos", "video_id", (*_VIDEO, _METHOD), "Videos of the prompts for VBench's queries.")
+VBENCH_SCORES = Table(
+    "vbench_scores",
+    "video_id",
+    (
+        _key("video_id", "The scored video."),
+        _PROMPT_ID,
+        _QUERY_ID,
+        _SEED,
+        _METHOD,
+        _DIMENSION,
+        Column("score", REAL, "VBench's result for the video: a share or a similarity, -1 to 1.", nullable=False),
+    ),
+    "VBench's scores of these videos.",
+)
+VBENCH = Table(
+    "vbench",
+    "vbench_id",
+    (
+        _key("vbench_id", "Content id of dimension, method and against."),
+        _DIMENSION,
+        _METHOD,
+        Column("against", TEXT, "The method compared with; null for a score."),
+        Column("value", REAL, "The mean score, or the mean gain in score, paired by query; in per cent."),
+        Column("low", REAL, "Lower end of the 95% interval."),
+        Column("high", REAL, "Upper end of the 95% interval."),
+        Column("n", WHOLE, "Number of queries."),
+        Column("checkpoint_id", TEXT, "The checkpoint that wrote the method's prompts, if one did."),
+    ),
+    "VBench's dimensions, method by method.",
+)
+BENCHMARK = (VBENCH_PROMPTS, VBENCH_VIDEOS, VBENCH_SCORES, VBENCH)
+"""In the schema of a target whose evaluation has a section vbench."""
+
 TRUNK = (
     RAW_PROMPTS,
     INGESTION_FAILURES,
@@ -506,8 +592,10 @@ BRANCH = (
     VIDEOS,
     VIDEO_REWARDS,
     PREFERENCE_PAIRS,
+    VIDEO_PAIRS,
     EVAL_PROMPTS,
     EVAL_CRITIQUES,
+    EVAL_SAFETY,
     EVAL_VIDEOS,
     EVAL_REWARDS,
     EVALUATION,

@@ -24,7 +24,13 @@ def load(folder: Path, settings: dict[str, Any], name: str = "mine") -> Profile:
 def test_the_profile_study_is_local_with_more_targets() -> None:
     local, study = load_profile("local"), load_profile("study")
     shapes = study.targets["shapes"]
-    assert list(study.targets) == ["shapes", "shapes_text_only", "shapes_video_only", "shapes_round_2"]
+    assert list(study.targets) == [
+        "shapes",
+        "shapes_text_only",
+        "shapes_video_only",
+        "shapes_round_2",
+        "shapes_aligned",
+    ]
     assert shapes.model_copy(update={"evaluation": local.targets["shapes"].evaluation}) == local.targets["shapes"]
     assert study.model_dump(exclude={"targets"}) == local.model_dump(exclude={"targets"})
     for name, feedback in (("shapes_text_only", "text"), ("shapes_video_only", "video"), ("shapes_round_2", "both")):
@@ -32,6 +38,25 @@ def test_the_profile_study_is_local_with_more_targets() -> None:
         assert target.pairs == shapes.pairs.model_copy(update={"feedback": feedback})
         assert (target.dpo, target.video_generator, target.evaluated) == (shapes.dpo, shapes.video_generator, False)
     assert study.targets["shapes_round_2"].candidates.policy == "shapes"
+
+
+def test_the_aligned_target_of_the_study_differs_from_the_first_by_its_alignment_alone() -> None:
+    targets = load_profile("study").targets
+    first, aligned = targets["shapes"], targets["shapes_aligned"]
+    assert aligned.alignment is not None and aligned.feedback_from == "shapes" and not aligned.evaluation.others
+    alike = {"alignment": None, "feedback_from": None, "evaluation": None, "like": None}
+    assert aligned.model_copy(update=alike) == first.model_copy(update=alike)
+
+
+def test_null_takes_away_what_is_taken_over(tmp_path: Path) -> None:
+    arguments = {"num_inference_steps": None, "guidance_scale": 5.0}
+    ours = {"like": "shapes", "video_generator": {"arguments": arguments}}
+    profile = load(tmp_path, {"extends": "local", "targets": {"ours": ours}})
+    whole = profile.targets["shapes"].video_generator.arguments
+    assert profile.targets["ours"].video_generator.arguments == {
+        **{key: value for key, value in whole.items() if key != "num_inference_steps"},
+        "guidance_scale": 5.0,
+    }
 
 
 def test_the_environment_wins_over_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,22 @@ def test_the_number_of_processes_may_come_from_the_environment(
             {"learning_rate": 1e-6, "length_normalization": True, "length_desensitization": 0.5},
             "mine.yaml: targets.shapes.dpo: length_desensitization and length_normalization are two ways to one end",
         ),
+        (("targets", "shapes", "alignment"), {}, "targets.shapes: alignment needs feedback_from: the target whose "),
+        (
+            ("targets", "tuned"),
+            {"like": "shapes", "feedback_from": "shapes", "alignment": {"beta": 0}},
+            "mine.yaml: targets.tuned.alignment.beta = '0': must be",
+        ),
+        (
+            ("targets", "tuned"),
+            {
+                "like": "shapes",
+                "feedback_from": "shapes",
+                "alignment": {},
+                "video_generator": {"backend": "python", "make": "mine.py:make"},
+            },
+            "mine.yaml: targets.tuned: alignment trains the video model's weights: it needs video_generator.backend",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(

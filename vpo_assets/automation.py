@@ -47,7 +47,7 @@ from vpo_assets.provenance import failed_blocking_checks
 
 RAW = AssetKey(RAW_PROMPTS.name)
 CURATED = AssetKey(QUERIES.name)
-CHECKPOINT_ENDING = "_checkpoint"
+CHECKPOINT_ENDING, VIDEO_MODEL = "_checkpoint", "video_model"
 DAILY = "0 3 * * *"
 FOLLOWS = "vpo/follows"
 """The asset's metadata that names what it follows on its own."""
@@ -106,7 +106,7 @@ def is_of_branch(key: AssetKey) -> bool:
 
 def is_checkpoint(key: AssetKey) -> bool:
     """Whether an asset is trained."""
-    return key.path[-1].endswith(CHECKPOINT_ENDING)
+    return key.path[-1].endswith(CHECKPOINT_ENDING) or key.path[-1] == VIDEO_MODEL
 
 
 def _follows(upstreams: Iterable[AssetKey], followed: set[AssetKey]) -> AutomationCondition[Any]:

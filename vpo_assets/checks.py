@@ -177,6 +177,25 @@ def pair_checks(table: Table) -> Iterator[AssetChecksDefinition]:
     yield own_split
 
 
+def alignment_checks(training: Training) -> Iterator[AssetChecksDefinition]:
+    """Pairs of films that can be learned from, and what was learned from them."""
+
+    @asset_check(asset=asset_key(training.data), name="no_held_out_query_learned", blocking=True)
+    def own_split(platform: ResourceParam[Platform]) -> AssetCheckResult:
+        """Every pair of films is of the DPO split, no film is preferred to itself, and there are pairs at all."""
+        counts = platform.lake.query(
+            "SELECT count(*) AS pairs, count(*) FILTER (q.split IS DISTINCT FROM 'dpo') AS foreign_pairs, "
+            "count(*) FILTER (chosen_sha256 = rejected_sha256) AS pairs_of_equal_films "
+            f"FROM {training.data.qualified} AS p LEFT JOIN {QUERIES.qualified} AS q USING (query_id)"
+        ).to_pylist()[0]
+        passed = counts["pairs"] > 0 and not counts["foreign_pairs"] and not counts["pairs_of_equal_films"]
+        return AssetCheckResult(passed=passed, metadata=dict(counts))
+
+    yield own_split
+    yield weights_check(training)
+    yield removed_query_check(training)
+
+
 def weights_check(training: Training) -> AssetChecksDefinition:
     """Every weight of the checkpoint is a finite number."""
 
@@ -314,5 +333,6 @@ def branch_checks(branch: Branch, *, evaluated: bool) -> list[AssetChecksDefinit
         *pair_checks(PREFERENCE_PAIRS.at(target)),
         weights_check(training),
         removed_query_check(training),
+        *(alignment_checks(branch.alignment) if branch.alignment else ()),
         *(evaluation_checks(EVALUATION.at(target)) if evaluated else ()),
     ]

@@ -22,6 +22,7 @@ from vpo_assets.steps import Step
 from vpo_assets.target import Branch, build_branch
 from vpo_assets.transfer import build_transfer
 from vpo_assets.upkeep import dead_runs
+from vpo_assets.vbench import VbenchBranch, build_vbench
 
 EVERYTHING = "everything"
 DATASETS = "datasets"
@@ -32,7 +33,8 @@ def build_defs(profile: Profile, resource_overrides: Mapping[str, Any] | None = 
     quiet_libraries()
     branches = [build_branch(target, profile) for target in profile.targets]
     evaluations = [build_evaluation(branch, profile) for branch in branches if profile.targets[branch.target].evaluated]
-    parts: list[Branch | EvaluationBranch] = [*branches, *evaluations]
+    benchmarks = [made for branch in branches if (made := build_vbench(branch, profile))]
+    parts: list[Branch | EvaluationBranch | VbenchBranch] = [*branches, *evaluations, *benchmarks]
     transfer = build_transfer(evaluations)
     steps: list[Step] = [prompts.QUERIES_STEP, *sft.STEPS, *sft.SET_STEPS]
     for part in parts:

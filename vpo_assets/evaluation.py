@@ -1,10 +1,11 @@
 """What a prompt optimizer is worth: every method's prompts for the held-out queries, judged, filmed and scored.
 
 Belongs here: eval_prompts, eval_critiques, eval_videos, eval_rewards and evaluation, made by one factory for every
-target. Does not belong here: the statistics (ml/metrics.py) or the page that shows them (report, report_data.py).
+target. Does not belong here: eval_safety (safety_evaluation.py), the statistics (ml/metrics.py) or the page that shows
+them (report, report_data.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -40,6 +41,7 @@ from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
 from vpo_assets.report_data import write_report
+from vpo_assets.safety_evaluation import safety_asset, safety_rows, safety_step
 from vpo_assets.sft import SFT_TRAINING, split_queries
 from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
@@ -86,7 +88,7 @@ def build_evaluation(branch: Branch, profile: Profile) -> EvaluationBranch:
         inputs=lambda platform: _prompt_inputs(platform, target),
         by_query=lambda platform: not platform.target(target).evaluation.limit,
         recipe=lambda _: {},  # what decides a prompt is another matter for each method, and part of its input id
-        work=lambda platform, rows: _write_prompts(platform, target, rows),
+        work=lambda platform, rows: write_prompts(platform, target, rows, _eval_prompt),
         stage="prompts",
         backends=lambda profile: (profile.language_model, profile.trained_model),
         batch_size=lambda platform: platform.profile.refresh.text_batch,
@@ -101,12 +103,13 @@ def build_evaluation(branch: Branch, profile: Profile) -> EvaluationBranch:
         prompts,
     )
     rewards = reward_step(target, rewards_table, videos)
+    safety = safety_step(target, prompts)
     figures = SetStep(
         table=EVALUATION.at(target),
         recipe=lambda platform: {"policies": list(evaluated_policies(platform, target).values())},
         work=lambda platform, _: _evaluate(platform, target, videos),
-        reads=(prompts, critiques, videos, rewards),
-        faults=lambda platform: _otherevaluated_policies(platform, prompts, target),
+        reads=(prompts, critiques, safety, videos, rewards),
+        faults=lambda platform: other_policies(platform, prompts, evaluated_policies(platform, target)),
     )
     assets = (
         row_asset(
@@ -122,10 +125,11 @@ def build_evaluation(branch: Branch, profile: Profile) -> EvaluationBranch:
             deps=[f"{target}/eval_prompts", "queries"],
             kinds={"python"},
         ),
+        safety_asset(safety, target),
         row_asset(
             videos,
             description="Every method's prompts, filmed by the target video model with the same seeds.",
-            deps=[f"{target}/eval_prompts"],
+            deps=[f"{target}/eval_prompts", *([branch.alignment.asset_name] if branch.alignment else [])],
             kinds={"diffusers"},
             uses_model=True,
             figures=lambda platform: video_figures(
@@ -146,10 +150,10 @@ def build_evaluation(branch: Branch, profile: Profile) -> EvaluationBranch:
         set_asset(
             figures,
             description="Text-level and video-level tables, win rates and gains with 95% intervals, and the report.",
-            deps=[f"{target}/eval_critiques", f"{target}/eval_rewards", f"{target}/dpo_checkpoint"],
+            deps=[f"{target}/{name}" for name in ("eval_critiques", "eval_safety", "eval_rewards", "dpo_checkpoint")],
         ),
     )
-    return EvaluationBranch(target, (prompts, critiques, videos, rewards), (figures,), assets, videos)
+    return EvaluationBranch(target, (prompts, critiques, safety, videos, rewards), (figures,), assets, videos)
 
 
 def other_trainings(profile: Profile, target: str) -> dict[str, Training]:
@@ -176,13 +180,10 @@ def comparisons(profile: Profile, target: str) -> list[tuple[str, str]]:
 def _prompt_inputs(platform: Platform, target: str) -> str:
     """Every held-out query with every method; the input id changes with whatever decides the method's prompts."""
     settings = platform.target(target).evaluation
-    recipes: dict[str, dict[str, JSON]] = {"original": {}, "few_shot": few_shot_recipe(platform)}
     policies = evaluated_policies(platform, target)
-    for method, checkpoint_id in policies.items():
-        recipes[method] = policy_recipe(platform, checkpoint_id, settings.sampling)
     methods = ", ".join(
-        f"('{method}', '{Recipe(recipe).id}', {_quoted_or_null(policies.get(method))})"
-        for method, recipe in recipes.items()
+        f"('{method}', '{recipe}', {_quoted_or_null(policies.get(method))})"
+        for method, recipe in method_recipes(platform, target).items()
     )
     return (
         "SELECT content_id([query_id, query, method, recipe]) AS input_id, query_id, query, method, policy "
@@ -190,19 +191,28 @@ def _prompt_inputs(platform: Platform, target: str) -> str:
     )
 
 
+def method_recipes(platform: Platform, target: str) -> dict[str, str]:
+    """{method: id of everything beside the query that decides its prompts}, in the order of the evaluation."""
+    sampling = platform.target(target).evaluation.sampling
+    recipes: dict[str, dict[str, JSON]] = {"original": {}, "few_shot": few_shot_recipe(platform)}
+    for method, checkpoint_id in evaluated_policies(platform, target).items():
+        recipes[method] = policy_recipe(platform, checkpoint_id, sampling)
+    return {method: Recipe(recipe).id for method, recipe in recipes.items()}
+
+
 def _quoted_or_null(checkpoint_id: str | None) -> str:
     """A checkpoint id as an SQL literal; ids are plain names, so there is nothing to escape."""
     return "NULL" if checkpoint_id is None else f"'{checkpoint_id}'"
 
 
-def _write_prompts(platform: Platform, target: str, rows: Sequence[Row]) -> list[Made]:
-    """Each row's prompt by its method."""
+def write_prompts(platform: Platform, target: str, rows: Sequence[Row], make: Callable[[Row, Row], Row]) -> list[Made]:
+    """Each row's prompt by its method; `make` puts row and prompt together."""
     made: dict[str, Made] = {}
     ordered = sorted(rows, key=lambda row: str(row["method"]))
     for method, group in groupby(ordered, key=lambda row: str(row["method"])):
         some = list(group)
         written = _written_by(platform, target, method, some)
-        made |= {row["input_id"]: one for row, one in zip(some, joined(some, written, _eval_prompt), strict=True)}
+        made |= {row["input_id"]: one for row, one in zip(some, joined(some, written, make), strict=True)}
     return [made[row["input_id"]] for row in rows]
 
 
@@ -225,13 +235,12 @@ def _written_by(platform: Platform, target: str, method: str, rows: Sequence[Row
     return policy_prompts(platform, str(rows[0]["policy"]), rows, platform.target(target).evaluation.sampling)
 
 
-def _otherevaluated_policies(platform: Platform, prompts: RowStep, target: str) -> list[str]:
+def other_policies(platform: Platform, prompts: RowStep, wanted: Mapping[str, str]) -> list[str]:
     """Held-out prompts that were not written by the checkpoints that they are about to be counted for."""
     found = platform.lake.query(
         f"SELECT method, policy, count(*) AS n FROM {prompts.table.qualified} WHERE policy IS NOT NULL GROUP BY ALL "
         "ORDER BY ALL"
     ).to_pylist()
-    wanted = evaluated_policies(platform, target)
     return [
         f"{prompts.asset} has {row['n']} {row['method']} prompts written by {row['policy']}, the present data and "
         f"settings make {wanted.get(row['method'], 'none')}: refresh {prompts.asset} first"
@@ -262,6 +271,7 @@ def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Tabl
     statistics = prompt_statistics(_by_method(_prompts_with_queries(platform, target), methods))
     policies = evaluated_policies(platform, target)
     rows = [*_text_rows(text_level), *_video_rows(video_level), *_gain_rows(gained), *_prompt_rows(statistics)]
+    rows += safety_rows(platform, target, methods)
     for row in rows:
         row["checkpoint_id"] = policies.get(row["method"])
         row["evaluation_id"] = content_id(row["section"], row["method"], row["against"] or "", row["metric"])

@@ -14,6 +14,7 @@ from storage.ids import content_id
 from storage.recipe import JSON
 from storage.tables import QUERIES, Table
 from storage.videos import VideoFile
+from vpo_assets.alignment import untrained_video_model, video_model_id
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import ContactRow, LabelledClip, contact_sheet
 from vpo_assets.steps import Made, Row, RowStep, joined
@@ -28,8 +29,11 @@ def video_step(
     """The step of a video table: every prompt of a SELECT over the source's table, filmed with so many seeds."""
     return RowStep(
         table=videos,
-        inputs=lambda platform: filmed(prompts, seeds(platform), platform.profile.seed),
+        inputs=lambda platform: _with_video_model(
+            filmed(prompts, seeds(platform), platform.profile.seed), video_model_id(platform, target)
+        ),
         recipe=lambda platform: film_recipe(platform, target),
+        faults=lambda platform: untrained_video_model(platform, target),
         work=lambda platform, rows: film(platform, target, rows),
         stage="videos",
         backends=lambda profile: (profile.targets[target].video_generator,),
@@ -65,9 +69,17 @@ def filmed(prompts: str, seeds: int, profile_seed: int) -> str:
     )
 
 
+def _with_video_model(inputs: str, checkpoint_id: str | None) -> str:
+    """The same inputs, for a worker that cannot ask the lake with the checkpoint they are filmed by."""
+    if checkpoint_id is None:
+        return inputs
+    assert checkpoint_id.replace("-", "").isalnum()
+    return f"SELECT *, '{checkpoint_id}' AS video_model FROM ({inputs})"
+
+
 def film(platform: Platform, target: str, rows: Sequence[Row]) -> list[Made]:
     """Render each row's prompt with its seed, and store the clip."""
-    generator = platform.video_generators[target]
+    generator = platform.video_generator(target, rows[0].get("video_model"))
     started = time.monotonic()
     clips = generator.generate([row["prompt"] for row in rows], [row["seed"] for row in rows])
     seconds = (time.monotonic() - started) / len(rows)
@@ -89,7 +101,9 @@ def _video_row(row: Row, file: VideoFile, seconds: float) -> Row:
 
 def film_recipe(platform: Platform, target: str) -> dict[str, JSON]:
     """What decides a video beside prompt and seed."""
-    return {"video_generator": dict(platform.video_generators[target].identity())}
+    made_by: dict[str, JSON] = {"video_generator": dict(platform.video_generators[target].identity())}
+    checkpoint_id = video_model_id(platform, target)
+    return made_by if checkpoint_id is None else {**made_by, "video_model": checkpoint_id}
 
 
 def lost_videos(platform: Platform, videos: Table, rewards: Table) -> Collection[str]:

@@ -25,6 +25,7 @@ from resources.prompt_optimizer import (
 from storage.query_files import BadRow, ColumnNames, read_query_file
 from vpo_assets.evaluation_tables import best_checkpoint, chosen_target, evaluation_rows
 from vpo_assets.platform import Platform
+from vpo_assets.training import ALIGNED
 
 LONGEST_LINE = 1_000_000  # bytes
 
@@ -59,9 +60,12 @@ def chosen_checkpoint(platform: Platform, target: str | None, checkpoint_id: str
         best, method, score = best_checkpoint(evaluation_rows(platform, name))
         return Chosen(best, name, f"checkpoint {best} ({method}, score {score:.3f} on {name})")
     try:
-        made_for = platform.checkpoints.manifest(checkpoint_id).target
+        manifest = platform.checkpoints.manifest(checkpoint_id)
     except ValueError as error:
         raise NoCheckpoint(str(error)) from error
+    if manifest.stage == ALIGNED:
+        raise NoCheckpoint(f"{checkpoint_id} is a video model, which writes no prompts: name an sft or dpo checkpoint")
+    made_for = manifest.target
     if target is None and made_for in platform.profile.targets:
         target = made_for
     return Chosen(checkpoint_id, chosen_target(platform, target), f"checkpoint {checkpoint_id}")

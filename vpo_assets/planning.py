@@ -14,18 +14,19 @@ from typing import TypeVar
 from storage.differences import differences
 from storage.plan import Mode, Plan, RefreshConfig, pace
 from storage.recipe import recall
-from storage.tables import QUERIES, RAW_PROMPTS, Table
+from storage.tables import QUERIES, RAW_PROMPTS, VBENCH_PROMPTS, VBENCH_VIDEOS, Table
 from vpo_assets import prompts, sft
 from vpo_assets.evaluation import build_evaluation, other_trainings
 from vpo_assets.evaluation_tables import methods_of
 from vpo_assets.forecasts import Forecast, after, expected_todo, limited
 from vpo_assets.plan_words import changed, reasons
 from vpo_assets.platform import Platform
-from vpo_assets.prices import PAID_METHOD, budget_of, money_a_row, training_seconds
+from vpo_assets.prices import PAID_METHOD, PROMPTS_OF_METHODS, budget_of, money_a_row, training_seconds
 from vpo_assets.steps import RowStep, SetStep
 from vpo_assets.target import build_branch, dpo_training, policy_of, policy_training
 from vpo_assets.training import Training
 from vpo_assets.transfer import build_transfer
+from vpo_assets.vbench import build_vbench, vbench_methods
 
 S = TypeVar("S", RowStep, SetStep)
 
@@ -108,12 +109,16 @@ class _Planner:
         for branch in branches:
             yield from self._of(branch.steps, self._rows)
             yield from self._of(branch.set_steps, self._set)
-            yield branch.training.asset_name, partial(self._training, branch.training)
+            for training in (branch.training, *([branch.alignment] if branch.alignment else [])):
+                yield training.asset_name, partial(self._training, training)
         evaluated = [branch for branch in branches if profile.targets[branch.target].evaluated]
         evaluations = [build_evaluation(branch, profile) for branch in evaluated]  # each may ask for many checkpoints
         for evaluation in evaluations:
             yield from self._of(evaluation.steps, self._rows)
             yield from self._of(evaluation.set_steps, self._set)
+        for benchmark in (build_vbench(branch, profile) for branch in branches):
+            yield from self._of(benchmark.steps if benchmark else (), self._rows)
+            yield from self._of(benchmark.set_steps if benchmark else (), self._set)
         transfer = build_transfer(evaluations)
         yield from self._of([transfer.step] if transfer else [], self._set)
 
@@ -235,11 +240,15 @@ class _Planner:
             seeds = settings.seeds_per_prompt
         elif settings is not None and step.table.name == "eval_videos":
             seeds = settings.evaluation.seeds_per_prompt
+        elif settings is not None and settings.evaluation.vbench and step.table.name == VBENCH_VIDEOS.name:
+            seeds = settings.evaluation.vbench.videos_per_prompt
         if step.reads:
             return expected_todo(pending, plan.inputs, self._forecast(step.reads[0].table), seeds)
         queries = self._forecast(QUERIES)
         anew = self._share_written_anew(step) * plan.inputs
         others = pending if not anew else self._of_other_methods(step, plan)
+        if step.table.name == VBENCH_PROMPTS.name:
+            return others + round(anew)  # its queries are VBench's own, which do not change
         return expected_todo(others + round(anew), plan.inputs, queries, self._rows_a_query(step))
 
     def _replaced(self, step: RowStep, plan: Plan, rows: int) -> int:
@@ -249,24 +258,27 @@ class _Planner:
 
     def _of_other_methods(self, step: RowStep, plan: Plan) -> int:
         """Of the rows to do now, those that no policy writes."""
-        if step.table.name != "eval_prompts":
+        if step.table.name not in PROMPTS_OF_METHODS:
             return 0
-        written = {method for method, name in self._policies(step.table.schema) if self.retrained.get(name)}
+        written = {method for method, name in self._policies(step.table) if self.retrained.get(name)}
         return sum(method not in written for method in plan.todo["method"].to_pylist())
 
-    def _policies(self, target: str) -> list[tuple[str, str]]:
-        """Methods of the evaluation, with the training that each is written by."""
+    def _policies(self, table: Table) -> list[tuple[str, str]]:
+        """Methods that a table has prompts of, with the training that each is written by."""
+        target = table.schema
         others = other_trainings(self.platform.profile, target)
         named = [(method, training.asset_name) for method, training in others.items()]
-        return [("sft", sft.SFT_TRAINING.asset_name), ("vpo", dpo_training(target).asset_name), *named]
+        found = [("sft", sft.SFT_TRAINING.asset_name), ("vpo", dpo_training(target).asset_name), *named]
+        return [(method, name) for method, name in found if method in self._methods(table)]
 
     def _share_written_anew(self, step: RowStep) -> float:
         """Of a step that a policy writes for: the share of its rows whose policy is going to be another."""
         target = step.table.schema
         if step.table.name == "candidates":
             return 1.0 if self._policy_changes(target) else 0.0
-        if step.table.name == "eval_prompts":
-            return sum(self.retrained.get(name, False) for _, name in self._policies(target)) / self._methods(target)
+        if step.table.name in PROMPTS_OF_METHODS:
+            anew = sum(self.retrained.get(name, False) for _, name in self._policies(step.table))
+            return anew / len(self._methods(step.table))
         return 0.0
 
     def _policy_changes(self, target: str | None) -> bool:
@@ -275,8 +287,11 @@ class _Planner:
         training = policy_training(profile, policy_of(profile, target))
         return training is not None and self.retrained.get(training.asset_name, False)
 
-    def _methods(self, target: str) -> int:
-        return len(methods_of(self.platform, target))
+    def _methods(self, table: Table) -> list[str]:
+        """Those that a table has prompts of."""
+        if table.name == VBENCH_PROMPTS.name:
+            return vbench_methods(self.platform.profile, table.schema)
+        return methods_of(self.platform, table.schema)
 
     def _rows_a_query(self, step: RowStep) -> float:
         """By the settings, where no row tells: at most, for curation drops some queries."""
@@ -285,7 +300,7 @@ class _Planner:
             return curation.sft_share
         if step.table.name == "candidates":
             return curation.dpo_share * self.platform.target(step.table.schema).candidates.per_query
-        return curation.test_share * self._methods(step.table.schema)
+        return curation.test_share * len(self._methods(step.table))
 
     # ---- money and words -----------------------------------------------------------------------------------
 
@@ -297,9 +312,11 @@ class _Planner:
         if "method" in plan.todo.column_names and step.table.name == "eval_prompts":
             asked = plan.todo["method"].to_pylist().count(PAID_METHOD)
             queries = self._forecast(QUERIES)
-            methods = self._methods(step.table.schema)
+            methods = len(self._methods(step.table))
             expected = expected_todo(asked, plan.inputs // methods, queries, self._rows_a_query(step) / methods)
             expected = limited(expected, self.limit)
+        elif step.table.name == VBENCH_PROMPTS.name:
+            expected = limited(plan.todo["method"].to_pylist().count(PAID_METHOD), self.limit)
         if expected == 0:
             return True, 0.0
         each = money_a_row(self.platform, step.table, budget, plan.recipe.id)

@@ -41,6 +41,7 @@ class Platform:
 
     profile: Profile
     _policies: dict[str, LanguageModel] = field(default_factory=dict, repr=False)
+    _aligned: dict[tuple[str, str], VideoGenerator] = field(default_factory=dict, repr=False)
     _mappers: list[Mapper] = field(default_factory=list, repr=False)
 
     def __reduce__(self) -> tuple[Callable[[Profile], "Platform"], tuple[Profile]]:
@@ -64,6 +65,8 @@ class Platform:
         lake = Lake(lake_place(self.home, self.profile.lake, self.profile.object_store))
         of_targets = (*tables.BRANCH, *tables.PEOPLE)
         branches = [table.at(target) for target in self.profile.targets for table in of_targets]
+        benchmarked = [name for name, settings in self.profile.targets.items() if settings.evaluation.vbench]
+        branches += [table.at(target) for target in benchmarked for table in tables.BENCHMARK]
         lake.create(*tables.TRUNK, *branches, *tables.BOOKKEEPING)
         return lake
 
@@ -74,7 +77,7 @@ class Platform:
 
     @cached_property
     def checkpoints(self) -> CheckpointStore:
-        """The trained prompt optimizers."""
+        """The trained prompt optimizers, and aligned video models."""
         return checkpoint_store(self.home, self.profile.checkpoints, self.profile.object_store)
 
     @cached_property
@@ -130,6 +133,16 @@ class Platform:
             for name, t in self.profile.targets.items()
         }
 
+    def video_generator(self, target: str, video_model: str | None = None) -> VideoGenerator:
+        """A target's video model; with a checkpoint, the same with that transformer, kept until `release`."""
+        if video_model is None:
+            return self.video_generators[target]
+        if (target, video_model) not in self._aligned:
+            path, _ = self.checkpoints.load(video_model)
+            settings = self.target(target).video_generator
+            self._aligned[target, video_model] = build_video_generator(settings, transformer=path)
+        return self._aligned[target, video_model]
+
     @cached_property
     def video_rewards(self) -> Mapping[str, VideoReward]:
         """The reward models of the targets."""
@@ -168,7 +181,10 @@ class Platform:
             if isinstance(mapper, RayMapper):
                 mapper.close()
         self._mappers.clear()
-        loaded: list[LanguageModel | VideoGenerator | VideoReward | Judge] = list(self._policies.values())
+        loaded: list[LanguageModel | VideoGenerator | VideoReward | Judge] = [
+            *self._policies.values(),
+            *self._aligned.values(),
+        ]
         built = vars(self)
         loaded += [built[name] for name in ("language_model", "judge") if name in built]
         for name in ("video_generators", "video_rewards"):
@@ -176,6 +192,7 @@ class Platform:
         for model in loaded:
             model.close()
         self._policies.clear()
+        self._aligned.clear()
 
 
 def quiet_libraries(variables: Iterable[str] = ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY")) -> None:

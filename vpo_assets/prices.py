@@ -5,23 +5,25 @@ Belongs here: estimates from what was measured. Does not belong here: counting w
 
 from collections.abc import Sequence
 
+from ml.alignment_settings import AlignmentSettings
 from resources.backend_settings import BudgetSettings, EndpointModelSettings, LlmJudgeSettings
 from resources.budget import Budget
 from storage.checkpoints import CheckpointManifest
-from storage.tables import DRAFTS, EVAL_PROMPTS, Table, quoted
+from storage.tables import DRAFTS, EVAL_PROMPTS, VBENCH_PROMPTS, Table, quoted
 from vpo_assets.platform import Platform
 from vpo_assets.training import Training
 
-CRITIQUES = ("draft_critiques", "candidate_critiques", "eval_critiques")
+CRITIQUES = ("draft_critiques", "candidate_critiques", "eval_critiques", "eval_safety")
+PROMPTS_OF_METHODS = (EVAL_PROMPTS.name, VBENCH_PROMPTS.name)
 PAID_METHOD = "few_shot"
-"""Of the held-out prompts, the method that the drafting model is asked for; checkpoints write the others here."""
+"""Of these, the method that the drafting model is asked for; checkpoints write the others here."""
 
 
 def budget_of(platform: Platform, table: Table) -> BudgetSettings | None:
     """The prices of the model that a table's rows are asked of; None where it has none."""
     profile = platform.profile
     model = None
-    if table.name in (DRAFTS.name, EVAL_PROMPTS.name):
+    if table.name in (DRAFTS.name, *PROMPTS_OF_METHODS):
         model = profile.language_model
     elif table.name in CRITIQUES and isinstance(profile.judge, LlmJudgeSettings):
         model = profile.judge.language_model
@@ -35,7 +37,7 @@ def budget_of(platform: Platform, table: Table) -> BudgetSettings | None:
 def money_a_row(platform: Platform, table: Table, budget: BudgetSettings, recipe: str) -> float | None:
     """What a row costs by the tokens of the table's own: those of this recipe if there are any, else all; None for an
     empty table."""
-    paid = f"AND method = '{PAID_METHOD}'" if table.name == EVAL_PROMPTS.name else ""
+    paid = f"AND method = '{PAID_METHOD}'" if table.name in PROMPTS_OF_METHODS else ""
     (row,) = platform.lake.query(
         "SELECT avg(prompt_tokens) AS prompt_tokens, avg(new_tokens) AS new_tokens FROM ("
         f"SELECT prompt_tokens, new_tokens FROM {table.qualified} WHERE prompt_tokens IS NOT NULL {paid} "
@@ -61,8 +63,11 @@ def training_seconds(
     if not measured:
         return None
     last = (own or measured)[-1]
-    seconds, passes = float(last.metrics["seconds"]), float(last.metrics["examples"]) * _epochs(last)
-    return seconds / passes * examples * float(training.settings(platform).epochs)
+    settings, seconds = training.settings(platform), float(last.metrics["seconds"])
+    if isinstance(settings, AlignmentSettings):  # takes so many steps, however many examples there are
+        return seconds / float(last.metrics["steps"]) * settings.steps
+    passes = float(last.metrics["examples"]) * _epochs(last)
+    return seconds / passes * examples * settings.epochs
 
 
 def _epochs(manifest: CheckpointManifest) -> float:

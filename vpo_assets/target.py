@@ -28,6 +28,7 @@ from storage.tables import (
     VIDEOS,
     Table,
 )
+from vpo_assets.alignment import alignment_assets, is_aligned, video_model_training, video_pairs_step
 from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.provenance import other_base
@@ -63,6 +64,8 @@ class Branch:
     set_steps: tuple[SetStep, ...]
     training: Training
     assets: tuple[AssetsDefinition, ...]
+    alignment: Training | None = None
+    """Of the target's video model, where the profile has it aligned."""
 
 
 def policy_training(profile: Profile, policy: str) -> Training | None:
@@ -151,6 +154,8 @@ def build_branch(target: str, profile: Profile) -> Branch:
         work=lambda platform, _: _pairs(platform, target, feedback),
         reads=feedback.steps,
     )
+    alignment = video_model_training(target) if is_aligned(profile, target) else None
+    films = video_pairs_step(target, feedback.videos, feedback.rewards)
     assets = (
         *(_feedback_assets(feedback, policy) if own else ()),
         set_asset(
@@ -169,8 +174,10 @@ def build_branch(target: str, profile: Profile) -> Branch:
             description="The policy after direct preference optimization on text-level and video-level feedback.",
             deps=[f"{target}/preference_pairs", policy.asset_name],
         ),
+        *(alignment_assets(films, alignment, source) if alignment else ()),
     )
-    return Branch(target, feedback.steps if own else (), (pairs,), training, assets)
+    set_steps = (pairs, films) if alignment else (pairs,)
+    return Branch(target, feedback.steps if own else (), set_steps, training, assets, alignment)
 
 
 def _feedback_assets(feedback: Feedback, policy: Training) -> Iterator[AssetsDefinition]:

@@ -27,6 +27,7 @@ from storage.tables import (
     QUERIES,
     RAW_PROMPTS,
     SFT_DATASET,
+    VIDEO_PAIRS,
     VIDEO_REWARDS,
     VIDEOS,
     Table,
@@ -88,6 +89,9 @@ class _Tracer:
             pair = self._row(PREFERENCE_PAIRS.at(target), identifier)
             if pair is not None:
                 return self._pair(pair, target)
+            films = self._row(VIDEO_PAIRS.at(target), identifier)
+            if films is not None:
+                return self._pair_of_films(films, target)
         for kind in self._kinds:
             video = self._row(kind.videos, identifier) if kind.videos else None
             if video is not None:
@@ -135,13 +139,18 @@ class _Tracer:
     def add_training_rows(self, tree: Tree, label: str, target: str | None) -> None:
         """The rows a checkpoint was trained on, as of its snapshot: how many of which kind, and some of them."""
         pairs = target is not None and label == PREFERENCE_PAIRS.at(target).label
-        table = PREFERENCE_PAIRS.at(target) if pairs and target else SFT_DATASET
-        column = "feedback" if pairs else "origin"
+        films = target is not None and label == VIDEO_PAIRS.at(target).label
+        table = VIDEO_PAIRS if films else PREFERENCE_PAIRS if pairs else SFT_DATASET
+        table = table.at(target) if target and (films or pairs) else table
+        column = "condition" if films else "feedback" if pairs else "origin"
         rows = self._platform.lake.read(table, version=self._version).sort_by(table.key).to_pylist()
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(r[column] for r in rows).items()))
         branch = tree.add(_line("trained on", f"{len(rows)} rows of {label}", snapshot=self._version, kinds=counts))
         for row in rows[: self._examples]:
-            branch.add(self._pair(row, target) if pairs and target else self._example(row))
+            if films and target:
+                branch.add(self._pair_of_films(row, target))
+            else:
+                branch.add(self._pair(row, target) if pairs and target else self._example(row))
         if len(rows) > self._examples:
             branch.add(Text(f"… and {len(rows) - self._examples} more (--rows)", style="dim"))
 
@@ -166,6 +175,20 @@ class _Tracer:
                 branch.add(_line("refined", "from the rejected prompt, by its critique"))
             else:
                 self._add_prompt(branch, prompt_id, with_videos=False, with_query=False)
+        self._add_query(tree, row["query_id"])
+        return tree
+
+    def _pair_of_films(self, row: Row, target: str) -> Tree:
+        kind = _candidates(feedback_source(self._platform.profile, target))
+        assert kind.videos is not None
+        tree = Tree(_line("pair of films", row["pair_id"], condition=row["condition"], margin=row["margin"]))
+        tree.add(_line("text", row["prompt"]))
+        for side in ("chosen", "rejected"):
+            video = self._row(kind.videos, row[f"{side}_video_id"])
+            branch = tree.add(_line(side, row[f"{side}_video_id"], note=None if video else "not in the lake"))
+            if video is not None:
+                branch.add(self._video(kind, video))
+                self._add_prompt(branch, video["prompt_id"], with_videos=False, with_query=False)
         self._add_query(tree, row["query_id"])
         return tree
 

@@ -1,7 +1,7 @@
 """Checkpoints as assets: trained once for each recipe, and found again ever after.
 
-Belongs here: what SFT and DPO checkpoints have in common. Does not belong here: what they are trained on (sft.py,
-target.py) or the training itself (ml/sft.py, ml/dpo.py).
+Belongs here: what all checkpoints have in common. Does not belong here: what they are trained on (sft.py, target.py,
+alignment.py) or the training itself (ml/sft.py, ml/dpo.py, ml/diffusion_dpo.py).
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from dagster import (
     AssetExecutionContext,
@@ -25,7 +25,10 @@ from dagster import (
 )
 from filelock import FileLock, Timeout
 
-from ml.fine_tuning import DpoSettings, TrainingJob, TrainingSettings
+from ml.alignment_settings import AlignmentSettings
+from ml.fine_tuning import TrainingJob, TrainingSettings
+from resources.backend_settings import ModelDtype
+from resources.trainer import Method
 from storage.checkpoints import BrokenCheckpoint, CheckpointManifest
 from storage.content import data_version
 from storage.recipe import JSON, Recipe, stamped
@@ -39,11 +42,13 @@ from vpo_assets.report.pictures import curves
 from vpo_assets.steps import own_columns
 from vpo_assets.table_assets import GPU_POOL, OWNERS, SECONDS_BETWEEN_LINES, SetOptions
 
-CURVES = {
-    "sft": ("loss", "mean_token_accuracy", "learning_rate"),
-    "dpo": ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected"),
-}
+Stage: TypeAlias = Literal["sft", "dpo", "aligned"]
+ALIGNED: Literal["aligned"] = "aligned"
+"""Of a video model's transformer; the other stages are of prompt optimizers."""
 
+_PREFERENCES = ("loss", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected")
+CURVES = {"sft": ("loss", "mean_token_accuracy", "learning_rate"), "dpo": _PREFERENCES, ALIGNED: _PREFERENCES}
+METHODS: Mapping[Stage, Method] = {"sft": "sft", "dpo": "dpo", ALIGNED: "diffusion_dpo"}
 
 SECONDS_BETWEEN_LOOKS = 60.0
 TRAINING_FILE = "training_file.json"
@@ -62,27 +67,41 @@ class NotTrained(RuntimeError):
     """A checkpoint that is asked for does not exist yet; says which asset makes it."""
 
 
+def _no_parts(_: Platform) -> Mapping[str, JSON]:
+    return {}
+
+
+def _no_fields(*_: object) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Training:
-    """How one checkpoint comes about: from which base, on which table, with which settings."""
+    """How one checkpoint comes about: from which base, on which table, with which settings.
 
-    stage: Literal["sft", "dpo"]
+    `parts` are more of its recipe; `job_fields` are more of its job, from the training file and the folder of states.
+    """
+
+    stage: Stage
     target: str | None
     data: Table
     base: Callable[[Platform], str]  # a folder or hub name to load
     base_name: Callable[[Platform], str]  # a name that changes with the weights
-    settings: Callable[[Platform], TrainingSettings]
+    settings: Callable[[Platform], TrainingSettings | AlignmentSettings]
     code_version: str = "1"
+    dtype: Callable[[Platform], ModelDtype] = lambda platform: platform.profile.trained_model.dtype
+    parts: Callable[[Platform], Mapping[str, JSON]] = _no_parts
+    job_fields: Callable[[Platform, Path, Path], Mapping[str, Any]] = _no_fields
 
-    def seeded_settings(self, platform: Platform) -> TrainingSettings:
+    def seeded_settings(self, platform: Platform) -> TrainingSettings | AlignmentSettings:
         """The settings, with the profile's seed where they name none."""
         settings = self.settings(platform)
         return settings if settings.seed is not None else settings.model_copy(update={"seed": platform.profile.seed})
 
     @property
     def asset_name(self) -> str:
-        """`sft_checkpoint`, `shapes/dpo_checkpoint`."""
-        name = f"{self.stage}_checkpoint"
+        """`sft_checkpoint`, `shapes/dpo_checkpoint`, `shapes_aligned/video_model`."""
+        name = "video_model" if self.stage == ALIGNED else f"{self.stage}_checkpoint"
         return f"{self.target}/{name}" if self.target else name
 
     def recipe(self, platform: Platform, snapshot: int | None = None) -> Recipe:
@@ -93,8 +112,9 @@ class Training:
             "stage": self.stage,
             "base": self.base_name(platform),
             "data": data_version(platform.lake, self.data, snapshot),
-            "settings": settings.model_dump(mode="json", exclude={"save_every", "micro_batch_size"}),
-            "dtype": platform.profile.trained_model.dtype,
+            "settings": settings.model_dump(mode="json", exclude={"save_every", "micro_batch_size", "pairs"}),
+            "dtype": self.dtype(platform),
+            **self.parts(platform),
         }
         return Recipe(parts)
 
@@ -163,17 +183,20 @@ def _train(
         raise TrainingChanged(f"the base of {checkpoint_id} changed while its training was prepared: run it again")
 
     def fill(folder: Path) -> Mapping[str, Any]:
+        fields: dict[str, Any] = {
+            "sft" if training.stage == "sft" else "alignment" if training.stage == ALIGNED else "dpo": settings,
+            "revision": platform.profile.trained_model.revision if training.stage == "sft" else None,
+            **training.job_fields(platform, data, work / "states"),
+        }
         job = TrainingJob(
             base_model=path,
-            revision=platform.profile.trained_model.revision if training.stage == "sft" else None,
-            dtype=platform.profile.trained_model.dtype,
+            dtype=training.dtype(platform),
             data=data,
             work=work / "states",
             output=folder,
-            sft=settings if training.stage == "sft" else None,
-            dpo=settings if isinstance(settings, DpoSettings) else None,
+            **fields,
         )
-        platform.trainer.train(training.stage, job, on_progress)
+        platform.trainer.train(METHODS[training.stage], job, on_progress)
         report = json.loads((folder / "training.json").read_text())
         return {key: value for key, value in report.items() if key != "curve"} | _last_figures(report["curve"])
 
@@ -236,12 +259,12 @@ def checkpoint_asset(training: Training, *, description: str, deps: list[str]) -
     """The asset of one checkpoint."""
 
     @asset(
-        name=f"{training.stage}_checkpoint",
+        name=training.asset_name.rpartition("/")[2],
         key_prefix=[training.target] if training.target else [],
         deps=[dep.split("/") for dep in deps],
         description=description,
         group_name=training.target or "trunk",
-        kinds={"pytorch", "huggingface"},
+        kinds={"pytorch", "diffusers" if training.stage == ALIGNED else "huggingface"},
         owners=OWNERS,
         code_version=training.code_version,
         pool=GPU_POOL,

@@ -4,7 +4,7 @@ Belongs here: the asset `transfer`, which lays the evaluations of several target
 not belong here: the evaluation of one target (evaluation.py) or the statistics (ml/metrics.py).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from resources.settings import Profile
 from storage.ids import content_id
 from storage.recipe import JSON
 from storage.tables import EVAL_PROMPTS, EVAL_REWARDS, TRANSFER
+from vpo_assets.alignment import is_aligned
 from vpo_assets.evaluation import EvaluationBranch, evaluated_policies
 from vpo_assets.filming import reward_recipe
 from vpo_assets.platform import Platform
@@ -24,6 +25,7 @@ from vpo_assets.report.pictures import IntervalBar, intervals
 from vpo_assets.report.plain_text import one_line
 from vpo_assets.steps import Row, SetStep, own_columns
 from vpo_assets.table_assets import set_asset
+from vpo_assets.target import feedback_source
 
 WRITERS = ("original", "few_shot", "sft")
 """What is the same for every target; any other optimizer was trained for one."""
@@ -90,7 +92,8 @@ def _compare(platform: Platform, evaluations: Sequence[EvaluationBranch]) -> tup
         for cell, by_query in ((cell, scores_by_query(rewards)[_label(cell)]) for cell in cells)
     }
     alike = _measured_alike(platform, targets)
-    gained = gains(rewards, [(_label(a), _label(b)) for a, b in comparisons(cells, targets, alike)])
+    compared = comparisons(cells, targets, alike, _bases(platform, targets))
+    gained = gains(rewards, [(_label(a), _label(b)) for a, b in compared])
     checkpoints = {name: checkpoint_id for checkpoint_id, name in names.items()}
     rows = [_row(cell, None, score, checkpoints) for cell, score in scores.items()]
     rows += [_row(_cell(gain.method), _cell(gain.against), _interval(gain), checkpoints) for gain in gained]
@@ -122,11 +125,14 @@ def _rewards(platform: Platform, evaluation: EvaluationBranch, names: dict[str, 
     return pa.table({"query_id": found["query_id"], "method": pa.array(labels, pa.string()), "score": found["score"]})
 
 
-def comparisons(cells: Sequence[Cell], targets: Sequence[str], alike: set[str]) -> list[tuple[Cell, Cell]]:
+def comparisons(
+    cells: Sequence[Cell], targets: Sequence[str], alike: set[str], bases: Mapping[str, str] | None = None
+) -> list[tuple[Cell, Cell]]:
     """Which cells are compared, each pair once: with the user's own words on the same video model; with the other
     targets' optimizers, for the one that was made for it; and, for targets in `alike` (measured by the same reward as
-    the first), with the first target's words and with the same optimizer there."""
-    first = targets[0]
+    the first), with the first target's words and with the same optimizer there. `bases` are {target: the target whose
+    video model it has an aligned copy of}: it is compared with that one in the same way, optimizer by optimizer."""
+    first, bases = targets[0], bases or {}
     found: list[tuple[Cell, Cell]] = []
     for optimizer, target in cells:
         cell = (optimizer, target)
@@ -136,6 +142,11 @@ def comparisons(cells: Sequence[Cell], targets: Sequence[str], alike: set[str]) 
             found += [(cell, other) for other in cells if other[1] == target and other[0] not in (optimizer, *WRITERS)]
         if target != first and target in alike:
             found += [(cell, ("original", first)), (cell, (optimizer, first))]
+        if target in bases:
+            base = bases[target]
+            found += [(cell, ("original", base)), (cell, (optimizer, base))]
+            if optimizer == f"vpo for {target}":
+                found.append((cell, (f"vpo for {base}", base)))
     return [pair for pair in dict.fromkeys(found) if pair[1] in cells]
 
 
@@ -143,6 +154,17 @@ def _measured_alike(platform: Platform, targets: Sequence[str]) -> set[str]:
     """The targets whose scores can be compared with the first one's."""
     recipes = {target: reward_recipe(platform, target) for target in targets}
     return {target for target, recipe in recipes.items() if recipe == recipes[targets[0]]}
+
+
+def _bases(platform: Platform, targets: Sequence[str]) -> dict[str, str]:
+    """The targets whose video model is an aligned copy of another's that is evaluated, too, by the same reward."""
+    profile = platform.profile
+    bases = {target: feedback_source(profile, target) for target in targets if is_aligned(profile, target)}
+    return {
+        target: base
+        for target, base in bases.items()
+        if base in targets and reward_recipe(platform, target) == reward_recipe(platform, base)
+    }
 
 
 def _label(cell: Cell) -> str:
@@ -229,13 +251,13 @@ def transfer_grids(rows: Sequence[Row]) -> Iterator[Grid]:
     lines = matrix(rows)
     scores = Grid(title="Every optimizer on every target's video model (score, 95% interval)", title_justify="left")
     for name in lines[0]:
-        scores.add_column(one_line(name))
+        scores.add_column(one_line(name), overflow="fold")
     for line in lines:
         scores.add_row(*(one_line(value) for value in line.values()))
     yield scores
     gained = Grid(title="Gain in score between them, paired by query (95% intervals)", title_justify="left")
     for name in ("optimizer", "on", "against", "on", "gain"):
-        gained.add_column(name)
+        gained.add_column(name, overflow="fold")
     for row in rows:
         if row["against_target"] is not None:
             named = [row[name] for name in ("optimizer", "target", "against_optimizer", "against_target")]

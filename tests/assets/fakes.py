@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from ml.shapes.reading import ATTRIBUTES, mentions
 from ml.shapes.scene import BACKGROUNDS, COLORS, DEFECTS, MOTIONS, SHAPES, SIZES, Scene, render
 from resources.language_model import Conversation, Identity, JsonSchema, LanguageModel, Reply, Sampling
 from resources.outcome import Outcome
-from resources.trainer import OnProgress, TrainingFailed
+from resources.trainer import Method, OnProgress, TrainingFailed
 from resources.video_generator import Clip, VideoGenerator
 from vpo_assets.platform import Platform
 
@@ -90,8 +90,9 @@ class FakeVideoGenerator:
 
     fps = 4.0
 
-    def __init__(self, counts: Counter[str]) -> None:
+    def __init__(self, counts: Counter[str], shaky: float = 0.25) -> None:
         self.counts = counts
+        self.shaky = shaky  # share of defects where nothing is said of them
         self.version = 1
         self.before_each: Callable[[int], None] = lambda _: None  # gets the count of clips rendered so far
         self.broken_for: str | None = None
@@ -116,7 +117,7 @@ class FakeVideoGenerator:
         for mention in mentions(prompt):
             if " ".join(prompt[mention.start : mention.end].lower().split()) not in USERS_WORDS:
                 details[mention.attribute] = mention.value
-        shaky = [name for name in DEFECTS if rng.random() < 0.25]
+        shaky = [name for name in DEFECTS if rng.random() < self.shaky]
         defects = [
             name
             for name in DEFECTS
@@ -135,7 +136,7 @@ class FakeTrainer:
         self.weights: list[float] = [0.1, 0.2]
         self.fails = False
 
-    def train(self, method: Literal["sft", "dpo"], job: TrainingJob, on_progress: OnProgress) -> None:
+    def train(self, method: Method, job: TrainingJob, on_progress: OnProgress) -> None:
         import pyarrow.parquet as pq
         import torch
         from safetensors.torch import save_file
@@ -187,6 +188,16 @@ class FakePlatform(Platform):
     @cached_property
     def camera(self) -> FakeVideoGenerator:
         return FakeVideoGenerator(self.counts)
+
+    def video_generator(self, target: str, video_model: str | None = None) -> VideoGenerator:
+        if video_model is None:
+            return self.video_generators[target]
+        self.checkpoints.load(video_model)
+        return self.aligned_camera
+
+    @cached_property
+    def aligned_camera(self) -> FakeVideoGenerator:
+        return FakeVideoGenerator(self.counts, shaky=0.05)
 
     @cached_property
     def video_generators(self) -> Mapping[str, VideoGenerator]:

@@ -19,6 +19,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "prompt_b": "A cat sleeps on a red sofa.",
         "nonce": "a1b2c3d4e5f6",
     },
+    "safety": {"prompt": "a red fox trotting over snow", "nonce": "0123456789abcdef"},
 }
 
 
