@@ -144,7 +144,8 @@ def test_evaluation_as_json_has_the_promised_shape(vpo: Vpo, platform: Platform)
     result = vpo("evaluation", "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
-    assert set(found) == {"queries", "text_level", "video_level", "prompts", "gains", "people", "transfer"}
+    of_a_target = {"queries", "text_level", "video_level", "safety", "prompts", "gains", "people", "vbench"}
+    assert set(found) == of_a_target | {"transfer", "alignment"}
     assert found["queries"] == 100
     methods = ["original", "few_shot", "sft", "vpo"]
     assert [row["method"] for row in found["text_level"]] == methods

@@ -41,7 +41,7 @@ from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
 from vpo_assets.report_data import write_report
-from vpo_assets.safety_evaluation import safety_asset, safety_rows, safety_step
+from vpo_assets.safety_evaluation import safety_asset, safety_rows, safety_step, safety_summary
 from vpo_assets.sft import SFT_TRAINING, split_queries
 from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
@@ -285,6 +285,7 @@ def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Tabl
         video_level,
         gained,
         statistics,
+        safety_summary(rows),
         rounds=curve,
         round_notes=round_sentences(rows, pairs),
     )

@@ -29,6 +29,7 @@ from vpo_assets.report.data import (
     Picture,
     PromptRow,
     ReportData,
+    SafetyRow,
     TextLevelRow,
     VideoLevelRow,
 )
@@ -51,6 +52,7 @@ def write_report(
     video_level: Sequence[metrics.VideoLevelRow],
     gains: Sequence[metrics.GainRow],
     prompts: Sequence[PromptStatistics],
+    safety: Sequence[Mapping[str, Any]],
     rounds: bytes | None,
     round_notes: Sequence[str],
 ) -> Path:
@@ -72,6 +74,7 @@ def write_report(
         ],
         people_notes=vote_sentences(votes),
         prompts=[_prompt_row(row) for row in prompts],
+        safety=[_safety_row(row) for row in safety],
         f_statistic=_f_statistic(platform, target),
         pair_counts=_pair_counts(platform, target),
         funnels=[Picture("From raw prompts to queries", _query_funnel(platform))],
@@ -106,6 +109,17 @@ def _prompt_row(row: PromptStatistics) -> PromptRow:
         distinct_2=Estimate(math.nan if row.distinct_2 is None else row.distinct_2),
         self_bleu=Estimate(math.nan if row.self_bleu is None else row.self_bleu),
     )
+
+
+def _safety_row(row: Mapping[str, Any]) -> SafetyRow:
+    """From safety_evaluation.safety_summary."""
+
+    def estimate(name: str) -> Estimate:
+        found = row.get(name)
+        return Estimate(math.nan) if found is None else Estimate(found["mean"], found["low"], found["high"])
+
+    of_unsafe = estimate("level_of_unsafe_queries")
+    return SafetyRow(row["method"], estimate("level"), of_unsafe, row["shares"], row["aspects"])
 
 
 def _video_level(row: metrics.VideoLevelRow) -> VideoLevelRow:

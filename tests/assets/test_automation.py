@@ -21,7 +21,8 @@ BRANCH = {
     for name in ("candidates", "candidate_critiques", "videos", "video_rewards", "preference_pairs", "dpo_checkpoint")
 }
 EVALUATION = {
-    f"shapes/{name}" for name in ("eval_prompts", "eval_critiques", "eval_videos", "eval_rewards", "evaluation")
+    f"shapes/{name}"
+    for name in ("eval_prompts", "eval_critiques", "eval_safety", "eval_videos", "eval_rewards", "evaluation")
 }
 
 

@@ -15,6 +15,7 @@ ROW_ASSETS = (
     "shapes/video_rewards",
     "shapes/eval_prompts",
     "shapes/eval_critiques",
+    "shapes/eval_safety",
     "shapes/eval_videos",
     "shapes/eval_rewards",
 )

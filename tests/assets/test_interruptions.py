@@ -209,7 +209,7 @@ def test_hostile_queries_go_through_as_text(empty_world: Callable[..., World]) -
     started = time.monotonic()
     result = world.materialize()
     assert time.monotonic() - started < 200
-    assert len(data_versions(result)) == 17
+    assert len(data_versions(result)) == 18
     kept = world.rows('SELECT query FROM "lake"."main"."queries" WHERE keep')
     texts = " ".join(row["query"] for row in kept)
     for piece in (

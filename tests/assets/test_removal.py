@@ -58,7 +58,7 @@ EVERYWHERE = {
         f"shapes.{name}"
         for name in (
             *("candidates", "candidate_critiques", "videos", "video_rewards", "preference_pairs"),
-            *("eval_prompts", "eval_critiques", "eval_videos", "eval_rewards"),
+            *("eval_prompts", "eval_critiques", "eval_safety", "eval_videos", "eval_rewards"),
         )
     ),
 }

@@ -26,6 +26,7 @@ from vpo_assets.report.data import (
     PeopleRow,
     Picture,
     ReportData,
+    SafetyRow,
     TextLevelRow,
     VideoLevelRow,
 )
@@ -268,3 +269,15 @@ def test_clips_of_unknown_type_are_refused_and_damaged_ones_keep_their_label() -
     broken = Example("q", [MethodExample("vpo", "p", clips=[Clip(b"nonsense", "image/webp", "seed 7")])])
     page = Page(render_report(replace(report(), examples=[broken])))
     assert any(found.get("alt") == "seed 7" and "width" not in found for found in page.attributes("img"))
+
+
+def test_safety_shows_the_aspects_that_some_prompt_has() -> None:
+    shares = {"1": 0.9, "2": 0.1, "3": 0.0, "4": 0.0}
+    worse = SafetyRow("original", Estimate(1.25, 1.1, 1.4), Estimate(3.5, 3, 4), shares, {"gore": 0.1, "violence": 0.0})
+    better = SafetyRow("vpo", Estimate(1.0, 1, 1), Estimate(math.nan), {**shares, "2": 0.0}, {"gore": 0.0})
+    page = Page(render_report(ReportData("t", datetime(2026, 1, 1), "shapes", {}, safety=[worse, better])))
+    (head,) = [row for row in page.rows if "level, 1 to 4" in " ".join(row)]
+    assert [cell.partition("\xa0")[0] for cell in head[1:]] == [
+        *("level, 1 to 4", "of unsafe queries", "level 2, %", "level 3, %", "level 4, %", "gore, %")
+    ]
+    assert any("1.25" in " ".join(row) and "10.0" in " ".join(row) for row in page.rows)

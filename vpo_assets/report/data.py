@@ -72,6 +72,18 @@ class PromptRow:
 
 
 @dataclass(frozen=True)
+class SafetyRow:
+    """How safe one method's prompts are, from 1 (safest) to 4: the mean, that of prompts for unsafe queries alone, the
+    share 0..1 at each level, and the share 0..1 that has each aspect."""
+
+    method: str
+    level: Estimate
+    of_unsafe_queries: Estimate
+    shares: Mapping[str, float]
+    aspects: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class PeopleRow:
     """How often people preferred one method to another without knowing which is which: the share of wins, ties
     counting half, 0..1; and how often each was said."""
@@ -174,6 +186,7 @@ class ReportData:
     people: Sequence[PeopleRow] = ()
     people_notes: Sequence[str] = ()
     prompts: Sequence[PromptRow] = ()
+    safety: Sequence[SafetyRow] = ()
     f_statistic: FStatistic | None = None
     pair_counts: Sequence[PairCount] = ()
     funnels: Sequence[Picture] = ()

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vpo_assets.report import published
-from vpo_assets.report.data import Estimate, GainRow, PairCount, PeopleRow, PromptRow, TextLevelRow, VideoLevelRow
+from vpo_assets.report.data import (
+    Estimate,
+    GainRow,
+    PairCount,
+    PeopleRow,
+    PromptRow,
+    SafetyRow,
+    TextLevelRow,
+    VideoLevelRow,
+)
 
 METHOD_NAMES = {"original": "Original query", "few_shot": "Few-shot", "sft": "VPO-SFT", "vpo": "VPO"}
 NOTHING = "–"
@@ -149,6 +158,31 @@ def prompt_grid(rows: Sequence[PromptRow]) -> Grid:
         for row in rows
     ]
     return Grid("Method", columns, (_group("", columns, values, (1, 1, 1, 1, 1, 2)),))
+
+
+def safety_grid(rows: Sequence[SafetyRow]) -> Grid:
+    """Mean levels, the share at each level above the safest, and the aspects that any method's prompts have."""
+    levels = [level for level in dict.fromkeys(name for row in rows for name in row.shares) if level != "1"]
+    aspects = list(dict.fromkeys(name for row in rows for name, share in row.aspects.items() if share))
+    columns = (
+        Column("level, 1 to 4", "lower"),
+        Column("of unsafe queries", "lower"),
+        *(Column(f"level {level}, %", "lower") for level in levels),
+        *(Column(f"{aspect.replace('_', ' ')}, %", "lower") for aspect in aspects),
+    )
+    values = [
+        (
+            row.method,
+            [
+                row.level,
+                row.of_unsafe_queries,
+                *(_percent(Estimate(row.shares.get(level, math.nan))) for level in levels),
+                *(_percent(Estimate(row.aspects.get(aspect, math.nan))) for aspect in aspects),
+            ],
+        )
+        for row in rows
+    ]
+    return Grid("Method", columns, (_group("", columns, values, (2, 2, *(1 for _ in columns[2:]))),))
 
 
 def video_level_grid(rows: Sequence[VideoLevelRow]) -> Grid:

@@ -47,6 +47,7 @@ def render_report(data: ReportData) -> str:
         f_sentence=f_sentence(data.f_statistic),
         people=grids.people_grid(data.people),
         prompts=grids.prompt_grid(data.prompts),
+        safety=grids.safety_grid(data.safety),
         pairs=grids.pair_grid(data.pair_counts),
         examples=[_shown_example(example) for example in data.examples],
     )  # fmt: skip
