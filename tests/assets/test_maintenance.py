@@ -44,7 +44,7 @@ def test_after_maintenance_checkpoints_replay_and_nothing_is_computed_again(worl
     world.renew()
     for checkpoint in checkpoints:
         assert replay(world.platform, checkpoint).verdict is Verdict.SAME_BYTES
-    assert len(data_versions(world.materialize())) == 17
+    assert len(data_versions(world.materialize())) == 18
     assert sum(world.platform.counts.values()) == 0
 
 

@@ -449,7 +449,7 @@ run("whole", "whole")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("video_model", ["cogvideox", "latte"])
+@pytest.mark.parametrize("video_model", ["cogvideox", pytest.param("latte", marks=pytest.mark.long)])
 def test_a_stopped_training_goes_on_where_it_was_and_its_pipeline_films(video_model: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TRAININGS, tmp_path, video_model],
