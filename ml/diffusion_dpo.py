@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as functional
 
 from ml.alignment_settings import AlignmentSettings
-from ml.fine_tuning import Interrupted, NothingToLearn, TrainingJob, TrainingReport, last_state, run
+from ml.fine_tuning import NothingToLearn, TrainingJob, TrainingReport, interrupted_after, last_state, run
 from ml.supervision import ParentProcess, Supervisor
 
 PIPELINE = "CogVideoXPipeline"
@@ -217,10 +217,7 @@ def _steps(aligner: Aligner, examples: Examples, work: Path, supervisor: Supervi
         if asked or (done % settings.save_every == 0 and done < settings.steps):
             aligner.save_state(work, done, curve)
         if asked:
-            raise Interrupted(
-                f"it was asked to end and did, after step {done} of {settings.steps}; its state is saved, and the next "
-                "run goes on from there"
-            )
+            raise interrupted_after(done, settings.steps)
     supervisor.stop_listening()
     return curve
 

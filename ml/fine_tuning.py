@@ -120,6 +120,14 @@ class Interrupted(RuntimeError):
     """The training was asked to end (SIGTERM), and saved its state."""
 
 
+def interrupted_after(step: int, steps: int) -> Interrupted:
+    """What a training raises when it has ended as it was asked to."""
+    return Interrupted(
+        f"it was asked to end and did, after step {step} of {steps}; its state is saved, and the next run goes on from "
+        "there"
+    )
+
+
 def run(train: Callable[[TrainingJob], None]) -> None:
     """The whole of a training process: read the job, train, and leave what went wrong where the trainer finds it.
 
@@ -360,11 +368,7 @@ def train_and_save(
     trainer.add_callback(interruption)
     trainer.train(resume_from_checkpoint=last_state(job.work))
     if interruption.stopped:
-        step, steps = trainer.state.global_step, trainer.state.max_steps
-        raise Interrupted(
-            f"it was asked to end and did, after step {step} of {steps}; its state is saved, and the next run goes on "
-            "from there"
-        )
+        raise interrupted_after(trainer.state.global_step, trainer.state.max_steps)
     save_model(
         trainer,
         base_model=job.base_model,

@@ -116,16 +116,19 @@ class SafetyRow:
     n: int
 
 
-def safety_table(ratings: pa.Table, *, seed: int = 0) -> list[SafetyRow]:
-    """`ratings`: method, query_id, unsafe_query (bool), level and aspects; methods in order of occurrence."""
+def safety_table(ratings: pa.Table, aspects: Sequence[Aspect] = ASPECTS, *, seed: int = 0) -> list[SafetyRow]:
+    """`ratings`: method, query_id, unsafe_query (bool), level and aspects; methods in order of occurrence. `aspects`:
+    those that were looked at."""
     by_method: dict[str, list[dict[str, Any]]] = {}
     for row in ratings.to_pylist():
         by_method.setdefault(row["method"], []).append(row)
     original = {row["query_id"]: row["level"] for row in by_method.get("original", [])}
-    return [_of_method(method, rows, original, seed) for method, rows in by_method.items()]
+    return [_of_method(method, rows, original, aspects, seed) for method, rows in by_method.items()]
 
 
-def _of_method(method: str, rows: Sequence[dict[str, Any]], original: Mapping[str, int], seed: int) -> SafetyRow:
+def _of_method(
+    method: str, rows: Sequence[dict[str, Any]], original: Mapping[str, int], aspects: Sequence[Aspect], seed: int
+) -> SafetyRow:
     levels = [row["level"] for row in rows]
     rises = [row["level"] - original[row["query_id"]] for row in rows if row["query_id"] in original]
     return SafetyRow(
@@ -134,6 +137,6 @@ def _of_method(method: str, rows: Sequence[dict[str, Any]], original: Mapping[st
         of_unsafe_queries=bootstrap_interval([row["level"] for row in rows if row["unsafe_query"]], seed=seed),
         against_original=bootstrap_interval(rises, seed=seed) if method != "original" and rises else None,
         shares={level: levels.count(level) / len(levels) for level in LEVELS},
-        aspects={aspect: sum(aspect in row["aspects"] for row in rows) / len(rows) for aspect in ASPECTS},
+        aspects={aspect: sum(aspect in row["aspects"] for row in rows) / len(rows) for aspect in aspects},
         n=len(rows),
     )

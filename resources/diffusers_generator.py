@@ -43,7 +43,7 @@ class DiffusersVideoGenerator:
 
     def identity(self) -> Identity:
         settings = self.settings
-        folder = self._folder()
+        folder = _folder_of(settings)
         negative: Identity = {} if settings.negative_prompt is None else {"negative_prompt": settings.negative_prompt}
         return {
             "backend": settings.backend,
@@ -151,9 +151,6 @@ class DiffusersVideoGenerator:
             )
         pixels: Clip = np.clip(np.rint(clip * 255), 0, 255).astype(np.uint8)
         return pixels
-
-    def _folder(self) -> Path | None:
-        return _folder_of(self.settings)
 
     def _load(self) -> "_Loaded":
         if self._loaded is None:

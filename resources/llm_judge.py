@@ -105,21 +105,28 @@ class LlmJudge:
         self._safety = templates.load("safety", template_folder)
 
     def identity(self) -> Identity:
+        settings = self.settings
+        return {
+            **self._asking(),
+            "version": JUDGE_VERSION,
+            "schema": content_id(json.dumps([VERDICT_SCHEMA, COMPARISON_SCHEMA])),
+            "template": self._critique.hash,
+            "pairwise_template": self._pairwise.hash if settings.confirm_refinement else None,
+            "votes": settings.votes,
+            "confirm_refinement": settings.confirm_refinement,
+        }
+
+    def _asking(self) -> Identity:
+        """What decides an answer beside the question."""
         settings, sampling = self.settings, self.settings.sampling
         return {
             "backend": "llm",
-            "version": JUDGE_VERSION,
             "language_model": json.dumps(self.language_model.identity(), sort_keys=True),
-            "schema": content_id(json.dumps([VERDICT_SCHEMA, COMPARISON_SCHEMA])),
-            "template": self._critique.hash,
             "repair_template": self._repair.hash if settings.repairs else None,
-            "pairwise_template": self._pairwise.hash if settings.confirm_refinement else None,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "max_new_tokens": sampling.max_new_tokens,
-            "votes": settings.votes,
             "repairs": settings.repairs,
-            "confirm_refinement": settings.confirm_refinement,
         }
 
     def critique(self, queries: Sequence[str], prompts: Sequence[str]) -> list[Outcome[Judgement]]:
@@ -133,18 +140,11 @@ class LlmJudge:
         return self._confirmed(rows, judgements) if self.settings.confirm_refinement else judgements
 
     def safety_identity(self) -> Identity:
-        settings, sampling = self.settings, self.settings.sampling
         return {
-            "backend": "llm",
+            **self._asking(),
             "version": SAFETY_VERSION,
-            "language_model": json.dumps(self.language_model.identity(), sort_keys=True),
             "schema": content_id(identity_of_schema()),
             "template": self._safety.hash,
-            "repair_template": self._repair.hash if settings.repairs else None,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "max_new_tokens": sampling.max_new_tokens,
-            "repairs": settings.repairs,
         }
 
     def rate_safety(self, prompts: Sequence[str]) -> list[Outcome[SafetyJudgement]]:

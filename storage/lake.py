@@ -406,9 +406,9 @@ class Lake:
         patiently(lambda: self.call(statement, [table.name, table.schema]), self.place.patience)
 
     def close(self) -> None:
-        for sessions in (self._readers, self._writers):
-            if sessions is not None:
-                sessions.close()
+        if self._writers is not None and self._writers is not self._readers:
+            self._writers.close()
+        self._readers.close()
 
     def __enter__(self) -> Lake:
         return self

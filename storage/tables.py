@@ -134,6 +134,11 @@ _USAGE = (
     Column("prompt_tokens", WHOLE, "Tokens that the language model read; null without one.", measured=True),
     Column("new_tokens", WHOLE, "Tokens that it wrote; null without one.", measured=True),
 )
+_INTERVAL = (
+    Column("low", REAL, "Lower end of the 95% interval."),
+    Column("high", REAL, "Upper end of the 95% interval."),
+    Column("n", WHOLE, "Number of queries."),
+)
 _CUT = Column("cut", YES_NO, "The model ran out of tokens before its prompt was at an end; null without a model.")
 
 _CRITIQUE = (
@@ -425,9 +430,7 @@ EVALUATION = Table(
         Column("against", TEXT, "The method compared with; null outside gains and win rates."),
         Column("metric", TEXT, "What is measured.", nullable=False),
         Column("value", REAL, "The estimate."),
-        Column("low", REAL, "Lower end of the 95% interval."),
-        Column("high", REAL, "Upper end of the 95% interval."),
-        Column("n", WHOLE, "Number of queries."),
+        *_INTERVAL,
         Column("checkpoint_id", TEXT, "The checkpoint evaluated."),
     ),
     "What the prompt optimizers are worth, on held-out queries.",
@@ -512,9 +515,7 @@ TRANSFER = Table(
         Column("against_optimizer", TEXT, "The optimizer compared with; null for a score."),
         Column("against_target", TEXT, "The target compared with; null for a score."),
         Column("value", REAL, "The mean score, or the mean gain in score, paired by query."),
-        Column("low", REAL, "Lower end of the 95% interval."),
-        Column("high", REAL, "Upper end of the 95% interval."),
-        Column("n", WHOLE, "Number of queries."),
+        *_INTERVAL,
     ),
     "Every optimizer on every target's video model.",
 )
@@ -563,9 +564,7 @@ VBENCH = Table(
         _METHOD,
         Column("against", TEXT, "The method compared with; null for a score."),
         Column("value", REAL, "The mean score, or the mean gain in score, paired by query; in per cent."),
-        Column("low", REAL, "Lower end of the 95% interval."),
-        Column("high", REAL, "Upper end of the 95% interval."),
-        Column("n", WHOLE, "Number of queries."),
+        *_INTERVAL,
         Column("checkpoint_id", TEXT, "The checkpoint that wrote the method's prompts, if one did."),
     ),
     "VBench's dimensions, method by method.",

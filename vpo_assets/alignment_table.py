@@ -10,9 +10,10 @@ from rich.table import Table as Grid
 
 from resources.settings import Profile
 from vpo_assets.alignment import is_aligned
-from vpo_assets.report.plain_text import one_line
+from vpo_assets.report.tables import folding_grid
 from vpo_assets.steps import Row
 from vpo_assets.target import feedback_source
+from vpo_assets.transfer import estimate
 
 Cell = tuple[str, str]
 ESTIMATE = ("value", "low", "high", "n")
@@ -68,12 +69,11 @@ def alignment_grids(profile: Profile, rows: Sequence[Row]) -> Iterator[Grid]:
     summary = alignment_summary(profile, rows)
     for target in dict.fromkeys(row["target"] for row in summary):
         title = f"VPO against Diffusion-DPO ({target}; 95% intervals, gains paired by query)"
-        grid = Grid(title=one_line(title), title_justify="left")
-        for name in ("", "score", "gain over the user's query", "gain of both over it"):
-            grid.add_column(name)
+        columns = ("", "score", "gain over the user's query", "gain of both over it")
+        grid = folding_grid(title, columns, left=columns)
         for row in summary:
             if row["target"] == target:
-                grid.add_row(row["what"], *(_shown(row[name]) for name in ("score", "gain", "gain_of_both")))
+                grid.add_row(row["what"], *(estimate(row[name]) for name in ("score", "gain", "gain_of_both")))
         yield grid
 
 
@@ -82,7 +82,3 @@ def _estimate(rows: Sequence[Row], cell: Cell, against: Cell | None) -> Row | No
     names = ("optimizer", "target", "against_optimizer", "against_target")
     found = next((row for row in rows if tuple(row[name] for name in names) == wanted), None)
     return None if found is None else {name: found[name] for name in ESTIMATE}
-
-
-def _shown(estimate: Row | None) -> str:
-    return "" if estimate is None else f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"

@@ -167,14 +167,26 @@ def pair_checks(table: Table) -> Iterator[AssetChecksDefinition]:
     @asset_check(asset=asset_key(table), name="no_held_out_query_learned", blocking=True)
     def own_split(platform: ResourceParam[Platform]) -> AssetCheckResult:
         """Every pair comes from the DPO split, and there are pairs at all."""
-        counts = platform.lake.query(
-            f"SELECT count(*) AS pairs, count(*) FILTER (q.split IS DISTINCT FROM 'dpo') AS foreign_pairs "
-            f"FROM {table.qualified} AS p LEFT JOIN {QUERIES.qualified} AS q USING (query_id)"
-        ).to_pylist()[0]
-        return AssetCheckResult(passed=counts["foreign_pairs"] == 0 and counts["pairs"] > 0, metadata=dict(counts))
+        return _learnable(_split_counts(platform, table))
 
     yield differ
     yield own_split
+
+
+def _split_counts(platform: Platform, table: Table, *faults: str) -> dict[str, int]:
+    """How many pairs there are, how many are not of the DPO split, and how many have other faults (SQL)."""
+    counted = ", ".join(["count(*) FILTER (q.split IS DISTINCT FROM 'dpo') AS foreign_pairs", *faults])
+    (counts,) = platform.lake.query(
+        f"SELECT count(*) AS pairs, {counted} FROM {table.qualified} AS p "
+        f"LEFT JOIN {QUERIES.qualified} AS q USING (query_id)"
+    ).to_pylist()
+    return dict(counts)
+
+
+def _learnable(counts: dict[str, int]) -> AssetCheckResult:
+    """Passed where there are pairs, and none with a fault."""
+    faults = [count for name, count in counts.items() if name != "pairs"]
+    return AssetCheckResult(passed=counts["pairs"] > 0 and not any(faults), metadata=dict(counts))
 
 
 def alignment_checks(training: Training) -> Iterator[AssetChecksDefinition]:
@@ -183,13 +195,8 @@ def alignment_checks(training: Training) -> Iterator[AssetChecksDefinition]:
     @asset_check(asset=asset_key(training.data), name="no_held_out_query_learned", blocking=True)
     def own_split(platform: ResourceParam[Platform]) -> AssetCheckResult:
         """Every pair of films is of the DPO split, no film is preferred to itself, and there are pairs at all."""
-        counts = platform.lake.query(
-            "SELECT count(*) AS pairs, count(*) FILTER (q.split IS DISTINCT FROM 'dpo') AS foreign_pairs, "
-            "count(*) FILTER (chosen_sha256 = rejected_sha256) AS pairs_of_equal_films "
-            f"FROM {training.data.qualified} AS p LEFT JOIN {QUERIES.qualified} AS q USING (query_id)"
-        ).to_pylist()[0]
-        passed = counts["pairs"] > 0 and not counts["foreign_pairs"] and not counts["pairs_of_equal_films"]
-        return AssetCheckResult(passed=passed, metadata=dict(counts))
+        same = "count(*) FILTER (chosen_sha256 = rejected_sha256) AS pairs_of_equal_films"
+        return _learnable(_split_counts(platform, training.data, same))
 
     yield own_split
     yield weights_check(training)

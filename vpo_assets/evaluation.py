@@ -36,12 +36,13 @@ from storage.tables import (
     EVALUATION,
     QUERIES,
 )
+from vpo_assets.evaluation_rows import evaluation_row
 from vpo_assets.evaluation_tables import PROMPT_METRICS, methods_of, round_methods, round_sentences, rounds
 from vpo_assets.filming import reward_step, video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
 from vpo_assets.report_data import write_report
-from vpo_assets.safety_evaluation import safety_asset, safety_rows, safety_step, safety_summary
+from vpo_assets.safety_evaluation import rated_methods, safety_asset, safety_rows, safety_step
 from vpo_assets.sft import SFT_TRAINING, split_queries
 from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
@@ -183,7 +184,7 @@ def _prompt_inputs(platform: Platform, target: str) -> str:
     policies = evaluated_policies(platform, target)
     methods = ", ".join(
         f"('{method}', '{recipe}', {_quoted_or_null(policies.get(method))})"
-        for method, recipe in method_recipes(platform, target).items()
+        for method, recipe in method_recipes(platform, target, policies).items()
     )
     return (
         "SELECT content_id([query_id, query, method, recipe]) AS input_id, query_id, query, method, policy "
@@ -191,11 +192,12 @@ def _prompt_inputs(platform: Platform, target: str) -> str:
     )
 
 
-def method_recipes(platform: Platform, target: str) -> dict[str, str]:
-    """{method: id of everything beside the query that decides its prompts}, in the order of the evaluation."""
+def method_recipes(platform: Platform, target: str, policies: Mapping[str, str]) -> dict[str, str]:
+    """{method: id of everything beside the query that decides its prompts}, in the order of the evaluation. `policies`
+    are `evaluated_policies`."""
     sampling = platform.target(target).evaluation.sampling
     recipes: dict[str, dict[str, JSON]] = {"original": {}, "few_shot": few_shot_recipe(platform)}
-    for method, checkpoint_id in evaluated_policies(platform, target).items():
+    for method, checkpoint_id in policies.items():
         recipes[method] = policy_recipe(platform, checkpoint_id, sampling)
     return {method: Recipe(recipe).id for method, recipe in recipes.items()}
 
@@ -271,7 +273,8 @@ def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Tabl
     statistics = prompt_statistics(_by_method(_prompts_with_queries(platform, target), methods))
     policies = evaluated_policies(platform, target)
     rows = [*_text_rows(text_level), *_video_rows(video_level), *_gain_rows(gained), *_prompt_rows(statistics)]
-    rows += safety_rows(platform, target, methods)
+    safety = rated_methods(platform, target, methods)
+    rows += safety_rows(safety)
     for row in rows:
         row["checkpoint_id"] = policies.get(row["method"])
         row["evaluation_id"] = content_id(row["section"], row["method"], row["against"] or "", row["metric"])
@@ -285,7 +288,7 @@ def _evaluate(platform: Platform, target: str, filmed: RowStep) -> tuple[pa.Tabl
         video_level,
         gained,
         statistics,
-        safety_summary(rows),
+        safety,
         rounds=curve,
         round_notes=round_sentences(rows, pairs),
     )
@@ -386,17 +389,17 @@ def _prompt_rows(table: Sequence[PromptStatistics]) -> list[Row]:
     rows = []
     for row in table:
         means: dict[str, Interval] = {name: getattr(row, name) for name in PROMPT_METRICS}
-        rows += [_row("prompts", row.method, name, mean if mean.n else None) for name, mean in means.items()]
+        rows += [evaluation_row("prompts", row.method, name, mean if mean.n else None) for name, mean in means.items()]
         rows += [
-            _row("prompts", row.method, "distinct_2", None, value=row.distinct_2, n=row.n),
-            _row("prompts", row.method, "self_bleu", None, value=row.self_bleu, n=row.n),
+            evaluation_row("prompts", row.method, "distinct_2", None, value=row.distinct_2, n=row.n),
+            evaluation_row("prompts", row.method, "self_bleu", None, value=row.self_bleu, n=row.n),
         ]
     return rows
 
 
 def _text_rows(table: Sequence[TextLevelRow]) -> list[Row]:
     return [
-        _row("text_level", row.method, metric, row.intervals[metric], value=getattr(row, metric))
+        evaluation_row("text_level", row.method, metric, row.intervals[metric], value=getattr(row, metric))
         for row in table
         for metric in ("aligned", "unsafe", "imprecise", "refusal")
     ]
@@ -405,39 +408,17 @@ def _text_rows(table: Sequence[TextLevelRow]) -> list[Row]:
 def _video_rows(table: Sequence[VideoLevelRow]) -> list[Row]:
     rows = []
     for row in table:
-        rows.append(_row("video_level", row.method, "score", Interval(row.score, row.low, row.high, row.n)))
+        rows.append(evaluation_row("video_level", row.method, "score", Interval(row.score, row.low, row.high, row.n)))
         if row.win_rate is not None:
             won = Interval(row.win_rate.rate, row.win_rate.low, row.win_rate.high, row.win_rate.n)
-            rows.append(_row("video_level", row.method, "win_rate", won, against="original"))
+            rows.append(evaluation_row("video_level", row.method, "win_rate", won, against="original"))
         for name, share in row.dimensions.items():
-            rows.append(_row("video_level", row.method, f"dimension/{name}", None, value=share, n=row.n))
+            rows.append(evaluation_row("video_level", row.method, f"dimension/{name}", None, value=share, n=row.n))
     return rows
 
 
 def _gain_rows(table: Sequence[GainRow]) -> list[Row]:
     return [
-        _row("gains", row.method, "score", Interval(row.mean, row.low, row.high, row.n), against=row.against)
+        evaluation_row("gains", row.method, "score", Interval(row.mean, row.low, row.high, row.n), against=row.against)
         for row in table
     ]
-
-
-def _row(
-    section: str,
-    method: str,
-    metric: str,
-    interval: Interval | None,
-    *,
-    value: float | None = None,
-    against: str | None = None,
-    n: int | None = None,
-) -> Row:
-    return {
-        "section": section,
-        "method": method,
-        "against": against,
-        "metric": metric,
-        "value": interval.mean if value is None and interval is not None else value,
-        "low": interval.low if interval is not None else None,
-        "high": interval.high if interval is not None else None,
-        "n": interval.n if interval is not None else n,
-    }

@@ -13,6 +13,7 @@ from resources.settings import METHODS, Profile
 from storage.tables import EVALUATION
 from vpo_assets.platform import Platform
 from vpo_assets.report.plain_text import one_line
+from vpo_assets.report.tables import folding_grid
 from vpo_assets.safety_evaluation import safety_grids, safety_summary
 from vpo_assets.target import policy_of
 
@@ -208,13 +209,8 @@ def _rank(method: str | None) -> tuple[int, str]:
     return (METHODS.index(method) if method in METHODS else len(METHODS), method or "")
 
 
-def _grid(title: str, columns: tuple[str, ...]) -> Grid:
-    grid = Grid(title=title, title_justify="left")
-    for index, name in enumerate(columns):
-        left = index == 0 or name == "against"
-        # A narrow terminal folds long names, and cuts nothing.
-        grid.add_column(one_line(name), justify="left" if left else "right", overflow="fold", min_width=4)
-    return grid
+def _grid(title: str, columns: Sequence[str]) -> Grid:
+    return folding_grid(title, columns, left=("against",))
 
 
 def _number(value: float | None, digits: int = 3) -> str:

@@ -3,12 +3,13 @@
 Belongs here: laying out report/published.py. Does not belong here: any figure.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table as Grid
 
 from vpo_assets.evaluation_tables import TEXT_METRICS
 from vpo_assets.report import published
+from vpo_assets.report.tables import folding_grid
 
 
 def published_grids() -> Iterator[Grid]:
@@ -44,10 +45,8 @@ def published_grids() -> Iterator[Grid]:
     )
 
 
-def _grid(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> Grid:
-    grid = Grid(title=title, title_justify="left")
-    for n, name in enumerate(columns):
-        grid.add_column(name, justify="right" if n else "left", overflow="fold")
+def _grid(title: str, columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Grid:
+    grid = folding_grid(title, columns)
     for row in rows:
         grid.add_row(*row)
     return grid

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ml import metrics
+from ml import metrics, safety_levels
 from ml.prompt_statistics import PromptStatistics
 from storage.tables import EVAL_CRITIQUES, EVAL_REWARDS, EVAL_VIDEOS, PREFERENCE_PAIRS, QUERIES, VIDEO_REWARDS
 from vpo_assets.platform import Platform
@@ -52,7 +52,7 @@ def write_report(
     video_level: Sequence[metrics.VideoLevelRow],
     gains: Sequence[metrics.GainRow],
     prompts: Sequence[PromptStatistics],
-    safety: Sequence[Mapping[str, Any]],
+    safety: Sequence[safety_levels.SafetyRow],
     rounds: bytes | None,
     round_notes: Sequence[str],
 ) -> Path:
@@ -111,15 +111,9 @@ def _prompt_row(row: PromptStatistics) -> PromptRow:
     )
 
 
-def _safety_row(row: Mapping[str, Any]) -> SafetyRow:
-    """From safety_evaluation.safety_summary."""
-
-    def estimate(name: str) -> Estimate:
-        found = row.get(name)
-        return Estimate(math.nan) if found is None else Estimate(found["mean"], found["low"], found["high"])
-
-    of_unsafe = estimate("level_of_unsafe_queries")
-    return SafetyRow(row["method"], estimate("level"), of_unsafe, row["shares"], row["aspects"])
+def _safety_row(row: safety_levels.SafetyRow) -> SafetyRow:
+    shares = {str(level): share for level, share in row.shares.items()}
+    return SafetyRow(row.method, _estimate(row.level), _estimate(row.of_unsafe_queries), shares, row.aspects)
 
 
 def _video_level(row: metrics.VideoLevelRow) -> VideoLevelRow:

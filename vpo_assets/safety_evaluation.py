@@ -5,19 +5,21 @@ belong here: what levels mean and how they are counted (ml/safety_levels.py), or
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from dagster import AssetsDefinition
 from rich.table import Table as Grid
 
-from ml.metrics import Interval
 from ml.safety_levels import ASPECTS, LEVELS, SafetyRow, safety_table
 from resources.judge import SafetyJudgement, safety_rater
 from storage.recipe import JSON
 from storage.tables import EVAL_SAFETY, QUERIES
+from vpo_assets.evaluation_rows import evaluation_row
 from vpo_assets.platform import Platform
 from vpo_assets.report.plain_text import one_line
+from vpo_assets.report.tables import folding_grid, with_interval
 from vpo_assets.steps import Made, Row, RowStep, joined
 from vpo_assets.table_assets import row_asset
 
@@ -52,16 +54,20 @@ def safety_asset(step: RowStep, target: str) -> AssetsDefinition:
     )
 
 
-def safety_rows(platform: Platform, target: str, methods: Sequence[str]) -> list[Row]:
-    """The evaluation's rows about safety: mean levels with intervals, shares of levels and of aspects."""
+def rated_methods(platform: Platform, target: str, methods: Sequence[str]) -> list[SafetyRow]:
+    """The present ratings, method by method, with the aspects that the judge looks at."""
     ratings = platform.lake.query(
         "SELECT s.method, s.query_id, q.safety = 'unsafe' AS unsafe_query, s.level, s.aspects "
         f"FROM {EVAL_SAFETY.at(target).qualified} AS s JOIN {QUERIES.qualified} AS q USING (query_id) "
         "JOIN methods AS m USING (method) ORDER BY m.place, query_id",
         methods=pa.table({"method": list(methods), "place": range(len(methods))}),
     )
-    looked_at = safety_rater(platform.judge).aspects_looked_at()
-    return [row for table_row in safety_table(ratings) for row in _rows(table_row, looked_at)]
+    return safety_table(ratings, safety_rater(platform.judge).aspects_looked_at())
+
+
+def safety_rows(table: Sequence[SafetyRow]) -> list[Row]:
+    """The evaluation's rows about safety: mean levels with intervals, shares of levels and of aspects."""
+    return [row for of_method in table for row in _rows(of_method)]
 
 
 def _recipe(platform: Platform) -> dict[str, JSON]:
@@ -86,29 +92,16 @@ def _rating_row(row: Row, judged: SafetyJudgement) -> Row:
     }
 
 
-def _rows(of_method: SafetyRow, looked_at: Sequence[str]) -> list[Row]:
-    method, count = of_method.method, of_method.n
-    rows = [_row(method, LEVEL, of_method.level)]
+def _rows(of_method: SafetyRow) -> list[Row]:
+    row = partial(evaluation_row, SECTION, of_method.method)
+    rows = [row(LEVEL, of_method.level)]
     if of_method.of_unsafe_queries.n:
-        rows.append(_row(method, OF_UNSAFE_QUERIES, of_method.of_unsafe_queries))
+        rows.append(row(OF_UNSAFE_QUERIES, of_method.of_unsafe_queries))
     if of_method.against_original is not None:
-        rows.append({**_row(method, LEVEL, of_method.against_original), "against": "original"})
+        rows.append(row(LEVEL, of_method.against_original, against="original"))
     shares = {f"level/{level}": share for level, share in of_method.shares.items()}
-    shares |= {f"aspect/{aspect}": share for aspect, share in of_method.aspects.items() if aspect in looked_at}
-    return [*rows, *(_row(method, name, None, share, count) for name, share in shares.items())]
-
-
-def _row(method: str, metric: str, found: Interval | None, value: float | None = None, count: int | None = None) -> Row:
-    return {
-        "section": SECTION,
-        "method": method,
-        "against": None,
-        "metric": metric,
-        "value": value if found is None else found.mean,
-        "low": None if found is None else found.low,
-        "high": None if found is None else found.high,
-        "n": count if found is None else found.n,
-    }
+    shares |= {f"aspect/{aspect}": share for aspect, share in of_method.aspects.items()}
+    return [*rows, *(row(name, None, value=share, n=of_method.n) for name, share in shares.items())]
 
 
 # ---- read back -------------------------------------------------------------------------------------------------------
@@ -138,25 +131,22 @@ def safety_grids(summary: Sequence[dict[str, Any]]) -> list[Grid]:
     """Levels, and the aspects that any method has, as tables for a terminal; none without ratings."""
     if not summary:
         return []
-    levels = Grid(
-        title="Safety: mean level, from 1 (safest) to 4, with 95% intervals; % of prompts at each", title_justify="left"
+    levels = folding_grid(
+        "Safety: mean level, from 1 (safest) to 4, with 95% intervals; % of prompts at each",
+        ("method", "level", "of unsafe queries", "over original", *map(str, LEVELS)),
     )
-    for name in ("method", "level", "of unsafe queries", "over original", *map(str, LEVELS)):
-        levels.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
     for one in summary:
         means = [_estimate(one.get(key)) for key in (LEVEL, OF_UNSAFE_QUERIES, "against_original")]
         levels.add_row(one_line(one["method"]), *means, *(f"{one['shares'][str(level)]:.1%}" for level in LEVELS))
     seen = [aspect for aspect in ASPECTS if any(one["aspects"].get(aspect) for one in summary)]
     if not seen:
         return [levels]
-    aspects = Grid(title="Safety: % of prompts with each aspect that any has", title_justify="left")
-    aspects.add_column("aspect", overflow="fold")
-    for one in summary:
-        aspects.add_column(one_line(one["method"]), justify="right", overflow="fold", min_width=5)
+    methods = [one["method"] for one in summary]
+    aspects = folding_grid("Safety: % of prompts with each aspect that any has", ("aspect", *methods))
     for aspect in seen:
         aspects.add_row(aspect.replace("_", " "), *(f"{one['aspects'].get(aspect, 0.0):.1%}" for one in summary))
     return [levels, aspects]
 
 
 def _estimate(found: dict[str, float] | None) -> str:
-    return "" if found is None else f"{found['mean']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+    return "" if found is None else with_interval(found["mean"], found["low"], found["high"], 2)

@@ -6,6 +6,7 @@ anything.
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,21 +139,22 @@ class _Tracer:
 
     def add_training_rows(self, tree: Tree, label: str, target: str | None) -> None:
         """The rows a checkpoint was trained on, as of its snapshot: how many of which kind, and some of them."""
-        pairs = target is not None and label == PREFERENCE_PAIRS.at(target).label
-        films = target is not None and label == VIDEO_PAIRS.at(target).label
-        table = VIDEO_PAIRS if films else PREFERENCE_PAIRS if pairs else SFT_DATASET
-        table = table.at(target) if target and (films or pairs) else table
-        column = "condition" if films else "feedback" if pairs else "origin"
+        table, column, show = self._training_rows(label, target)
         rows = self._platform.lake.read(table, version=self._version).sort_by(table.key).to_pylist()
         counts = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(r[column] for r in rows).items()))
         branch = tree.add(_line("trained on", f"{len(rows)} rows of {label}", snapshot=self._version, kinds=counts))
         for row in rows[: self._examples]:
-            if films and target:
-                branch.add(self._pair_of_films(row, target))
-            else:
-                branch.add(self._pair(row, target) if pairs and target else self._example(row))
+            branch.add(show(row))
         if len(rows) > self._examples:
             branch.add(Text(f"… and {len(rows) - self._examples} more (--rows)", style="dim"))
+
+    def _training_rows(self, label: str, target: str | None) -> tuple[Table, str, Callable[[Row], Tree]]:
+        """The table of that label, the column that tells kinds of its rows apart, and how a row is shown."""
+        if target is not None and label == PREFERENCE_PAIRS.at(target).label:
+            return PREFERENCE_PAIRS.at(target), "feedback", lambda row: self._pair(row, target)
+        if target is not None and label == VIDEO_PAIRS.at(target).label:
+            return VIDEO_PAIRS.at(target), "condition", lambda row: self._pair_of_films(row, target)
+        return SFT_DATASET, "origin", self._example
 
     def _example(self, row: Row) -> Tree:
         tree = Tree(_line("example", row["query_id"], origin=row["origin"]))

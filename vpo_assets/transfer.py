@@ -23,6 +23,7 @@ from vpo_assets.filming import reward_recipe
 from vpo_assets.platform import Platform
 from vpo_assets.report.pictures import IntervalBar, intervals
 from vpo_assets.report.plain_text import one_line
+from vpo_assets.report.tables import folding_grid, with_interval
 from vpo_assets.steps import Row, SetStep, own_columns
 from vpo_assets.table_assets import set_asset
 from vpo_assets.target import feedback_source
@@ -233,7 +234,7 @@ def matrix(rows: Sequence[Row]) -> list[dict[str, str]]:
     optimizers = dict.fromkeys(optimizer for optimizer, _ in scores)
     targets = dict.fromkeys(target for _, target in scores)
     return [
-        {"optimizer": optimizer, **{t: _estimate(scores.get((optimizer, t))) for t in targets}}
+        {"optimizer": optimizer, **{t: estimate(scores.get((optimizer, t))) for t in targets}}
         for optimizer in optimizers
     ]
 
@@ -249,21 +250,20 @@ def transfer_grids(rows: Sequence[Row]) -> Iterator[Grid]:
     if not rows:
         return
     lines = matrix(rows)
-    scores = Grid(title="Every optimizer on every target's video model (score, 95% interval)", title_justify="left")
-    for name in lines[0]:
-        scores.add_column(one_line(name), overflow="fold")
+    names = list(lines[0])
+    scores = folding_grid("Every optimizer on every target's video model (score, 95% interval)", names, left=names)
     for line in lines:
         scores.add_row(*(one_line(value) for value in line.values()))
     yield scores
-    gained = Grid(title="Gain in score between them, paired by query (95% intervals)", title_justify="left")
-    for name in ("optimizer", "on", "against", "on", "gain"):
-        gained.add_column(name, overflow="fold")
+    columns = ("optimizer", "on", "against", "on", "gain")
+    gained = folding_grid("Gain in score between them, paired by query (95% intervals)", columns, left=columns)
     for row in rows:
         if row["against_target"] is not None:
             named = [row[name] for name in ("optimizer", "target", "against_optimizer", "against_target")]
-            gained.add_row(*map(one_line, named), _estimate(row))
+            gained.add_row(*map(one_line, named), estimate(row))
     yield gained
 
 
-def _estimate(row: Row | None) -> str:
-    return "" if row is None else f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+def estimate(row: Row | None) -> str:
+    """A score or a gain with its interval; nothing for none."""
+    return "" if row is None else with_interval(row["value"], row["low"], row["high"])

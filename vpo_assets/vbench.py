@@ -32,6 +32,7 @@ from vpo_assets.filming import video_figures, video_step
 from vpo_assets.platform import Platform
 from vpo_assets.report import published
 from vpo_assets.report.plain_text import one_line
+from vpo_assets.report.tables import folding_grid, with_interval
 from vpo_assets.sft import SFT_TRAINING
 from vpo_assets.steps import Made, Row, RowStep, SetStep, joined, own_columns
 from vpo_assets.table_assets import row_asset, set_asset
@@ -168,8 +169,8 @@ def _policies(platform: Platform, target: str) -> dict[str, str]:
 def _prompt_inputs(platform: Platform, target: str) -> pa.Table:
     """Every query of VBench's with every method; the input id changes with whatever decides the method's prompts."""
     methods = vbench_methods(platform.profile, target)
-    recipes = {method: one for method, one in method_recipes(platform, target).items() if method in methods}
     policies = evaluated_policies(platform, target)
+    recipes = {method: one for method, one in method_recipes(platform, target, policies).items() if method in methods}
     rows = [
         {
             "input_id": content_id("vbench", asked.dimension, asked.prompt, method, recipe),
@@ -331,17 +332,15 @@ def vbench_grids(rows: Sequence[Row]) -> list[Grid]:
     if not rows:
         return []
     lines = matrix(rows)
-    scores = Grid(title="VBench, % (95% intervals; below: published, CogVideoX-2B)", title_justify="left")
-    for name in lines[0]:
-        scores.add_column(name)
+    names = list(lines[0])
+    scores = folding_grid("VBench, % (95% intervals; below: published, CogVideoX-2B)", names, left=names)
     for line in lines:
         scores.add_row(*(one_line(line[name]) for name in lines[0]))
     scores.add_section()
     for line in published_lines():
         scores.add_row(*(line[name] for name in lines[0]))
-    gained = Grid(title="Gain on VBench, paired by query (95% intervals)", title_justify="left")
-    for name in ("dimension", "method", "against", "gain"):
-        gained.add_column(name)
+    columns = ("dimension", "method", "against", "gain")
+    gained = folding_grid("Gain on VBench, paired by query (95% intervals)", columns, left=columns)
     for row in rows:
         if row["against"] is not None:
             gained.add_row(named(row["dimension"]), row["method"], row["against"], _estimate(row))
@@ -349,4 +348,4 @@ def vbench_grids(rows: Sequence[Row]) -> list[Grid]:
 
 
 def _estimate(row: Row | None) -> str:
-    return "" if row is None else f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return "" if row is None else with_interval(row["value"], row["low"], row["high"], 2)

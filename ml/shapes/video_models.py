@@ -6,7 +6,6 @@ captions (dialects.py) or the training itself (train.py).
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -37,7 +36,6 @@ class VideoModel:
     """
 
     name: str
-    weights: Path
     dialect: Dialect
     lower_case: bool
     text_tokens: int
@@ -73,11 +71,8 @@ class VideoModel:
         )
 
 
-_FOLDER = Path(__file__).parent
-
 COGVIDEOX = VideoModel(
     name="cogvideox",
-    weights=_FOLDER / "weights",
     dialect=PLAIN,
     lower_case=False,
     text_tokens=model.TEXT_TOKENS,
@@ -97,7 +92,6 @@ COGVIDEOX = VideoModel(
 
 LATTE = VideoModel(
     name="latte",
-    weights=_FOLDER / "latte_weights",
     dialect=SHOT_LIST,
     lower_case=True,
     text_tokens=latte.TEXT_TOKENS,

@@ -2,8 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 _PIECE = 65536
 
@@ -57,12 +56,3 @@ def _pass_on(source: socket.socket, to: socket.socket) -> None:
 def _cut(connection: socket.socket) -> None:
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def lossy_way(server_port: int) -> Iterator[LossyWay]:
-    way = LossyWay(server_port)
-    try:
-        yield way
-    finally:
-        way.close()

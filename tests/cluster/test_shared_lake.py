@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ from storage.lake import Lake, LakeError, LakeUnreachable, Transaction
 from storage.lake_place import SharedPlace
 from storage.object_store import ObjectStoreAccess
 from tests.cluster.conftest import KEYS
-from tests.cluster.lost_answer import LossyWay, lossy_way
+from tests.cluster.lost_answer import LossyWay
 from tests.cluster.writer import WORDS, rows
 
 pytestmark = pytest.mark.cluster
@@ -165,7 +166,7 @@ def test_a_commit_whose_answer_is_lost_on_its_way_is_found_in_the_history_and_ke
     made = place(str(tmp_path / "data")) if store == "folder" else place()
     before, kept = rows("before", 0, 50), rows("kept", 1, 50)
     wanted = sorted({*before["word_id"].to_pylist(), *kept["word_id"].to_pylist()})
-    with lossy_way(postgres.port) as way, Lake(by_way_of(way, made)) as lake:
+    with closing(LossyWay(postgres.port)) as way, Lake(by_way_of(way, made)) as lake:
         tries = []
 
         def work(transaction: Transaction) -> None:

@@ -6,8 +6,9 @@ the rows, and the tables of the HTML report (page.py).
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -60,6 +61,21 @@ def console_table(rows: Rows, title: str = "", columns: Sequence[str] | None = N
     for row in rows:
         table.add_row(*(Text(one_line(_shown(row.get(name), floats), LONGEST_CELL)) for name in names))
     return table
+
+
+def folding_grid(title: str, columns: Sequence[str], left: Collection[str] = ()) -> Table:
+    """An empty table for the terminal whose names and values fold where it is narrow, so that nothing is cut. The first
+    column and those in `left` stand to the left, the others to the right."""
+    grid = Table(title=one_line(title), title_justify="left")
+    for index, name in enumerate(columns):
+        justify: Literal["left", "right"] = "left" if index == 0 or name in left else "right"
+        grid.add_column(one_line(name), justify=justify, overflow="fold", min_width=4)
+    return grid
+
+
+def with_interval(value: float, low: float, high: float, digits: int = 3) -> str:
+    """`1.250 [1.100, 1.400]`."""
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def print_tables(tables: Mapping[str, Rows], *, floats: str = "{:.2f}", console: Console | None = None) -> None:
