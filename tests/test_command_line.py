@@ -144,8 +144,10 @@ def test_evaluation_as_json_has_the_promised_shape(vpo: Vpo, platform: Platform)
     result = vpo("evaluation", "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
-    of_a_target = {"queries", "text_level", "video_level", "safety", "prompts", "gains", "people", "vbench"}
-    assert set(found) == of_a_target | {"transfer", "alignment"}
+    assert set(found) == {"targets", "transfer", "alignment"}
+    assert list(found["targets"]) == ["shapes"]
+    found = found["targets"]["shapes"]
+    assert set(found) == {"queries", "text_level", "video_level", "safety", "prompts", "gains", "people", "vbench"}
     assert found["queries"] == 100
     methods = ["original", "few_shot", "sft", "vpo"]
     assert [row["method"] for row in found["text_level"]] == methods
@@ -181,6 +183,21 @@ def test_evaluation_as_tables_shows_win_rates_and_the_report(vpo: Vpo, platform:
     assert result.exit_code == 0
     assert "75%" in result.stdout
     assert str(report) in result.stdout
+
+
+def test_evaluation_shows_every_target_and_says_which_has_none(
+    vpo: Vpo, platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_evaluation(platform)
+    monkeypatch.setenv("VPO_TARGETS__LARGER__LIKE", "shapes")
+    shown = vpo("evaluation").stdout
+    assert "shapes ────" in shown
+    assert "target larger has no evaluation yet: run `vpo materialize larger/evaluation`" in shown
+    assert list(json.loads(vpo("evaluation", "--json").stdout)["targets"]) == ["shapes"]
+    alone = vpo("evaluation", "--target", "shapes").stdout
+    assert "Text level" in alone and "shapes ────" not in alone and "larger" not in alone
+    none = vpo("evaluation", "--target", "larger")
+    assert (none.exit_code, none.stdout) == (2, "")
 
 
 @pytest.mark.parametrize(

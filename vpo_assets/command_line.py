@@ -279,54 +279,26 @@ def sql(
 @app.command()
 def evaluation(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
-    target: Target = None,
+    target: Annotated[str | None, typer.Option(help="One target of the profile; else all that are evaluated.")] = None,
     published: Annotated[bool, typer.Option("--published", help="The paper's own figures as well.")] = False,
 ) -> None:
     """Show what the prompt optimizers are worth on held-out queries."""
-    from vpo_assets.alignment_table import alignment_grids, alignment_summary
-    from vpo_assets.evaluation_tables import (
-        chosen_target,
-        evaluation_grids,
-        evaluation_rows,
-        evaluation_summary,
-        round_sentences,
-        rounds,
-    )
     from vpo_assets.published_tables import published_grids
-    from vpo_assets.transfer import transfer_grids, transfer_rows, transfer_summary
-    from vpo_assets.vbench import vbench_grids, vbench_rows, vbench_summary
-    from vpo_assets.viewer.results import Results
-    from vpo_assets.viewer.vote_figures import vote_figures, vote_grid, vote_sentences, vote_summary
+    from vpo_assets.whole_evaluation import targets_to_show, whole_evaluation, whole_summary
 
     platform = _platform()
-    name = chosen_target(platform, target)
-    rows = evaluation_rows(platform, name)
-    votes = vote_figures(Results(platform, name))
-    transfer, benchmark = transfer_rows(platform), vbench_rows(platform, name)
+    targets = targets_to_show(platform, target)
     if as_json:
-        summary = {**evaluation_summary(rows), "people": vote_summary(votes), "transfer": transfer_summary(transfer)}
-        summary["alignment"] = alignment_summary(platform.profile, transfer)
-        summary["vbench"] = vbench_summary(benchmark)
-        typer.echo(json.dumps(summary, indent=2))
+        typer.echo(json.dumps(whole_summary(platform, targets), indent=2))
         return
     from rich.console import Console
 
     console = Console()
-    for grid in (*evaluation_grids(rows), *vbench_grids(benchmark)):
-        console.print(grid)
-    for sentence in round_sentences(rows, rounds(platform.profile, name)):
-        console.print(_plain(sentence), soft_wrap=True, highlight=False)
-    if votes.votes:
-        console.print(vote_grid(votes))
-        for sentence in vote_sentences(votes):
-            console.print(_plain(sentence), soft_wrap=True, highlight=False)
-    for grid in (*transfer_grids(transfer), *alignment_grids(platform.profile, transfer)):
-        console.print(grid)
-    for grid in published_grids() if published else ():
-        console.print(grid)
-    report = platform.home / "reports" / f"{name}.html"
-    if report.exists():
-        console.print(_plain(f"With plots and clips: {report}"), soft_wrap=True, highlight=False)
+    for part in (*whole_evaluation(platform, targets), *(published_grids() if published else ())):
+        if isinstance(part, str):
+            console.print(_plain(part), soft_wrap=True, highlight=False)
+        else:
+            console.print(part)
 
 
 @app.command()

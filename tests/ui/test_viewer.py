@@ -224,7 +224,7 @@ def test_twenty_blind_votes_by_keyboard_show_in_the_evaluation(watched: Watched,
     rows = {row["comparison_id"]: row["choice"] for row in lake.read(VOTES.at(TARGET)).to_pylist()}
     assert list(rows) and rows == dict(zip(sent, ["left", "right", "tie", "skip"] * 5, strict=True))
     said = vpo_process("evaluation", "--json", VPO_PROFILE=str(shown.world.file))
-    people = json.loads(said.stdout)["people"]
+    people = json.loads(said.stdout)["targets"][TARGET]["people"]
     assert (people["votes"], people["skipped"], people["annotators"]) == (15, 5, 1)
     assert sum(row["won"] + row["tied"] + row["lost"] for row in people["preferences"]) == 15
     page.goto(shown.address)

@@ -75,7 +75,7 @@ def test_votes_show_in_the_evaluation(vpo: Vpo, platform: Platform) -> None:
     assert "Blind votes (2 by 2 people, 95% intervals)" in shown
     assert "75%" in shown
     assert "Two people give the same answer 0% of the time" in shown
-    people = json.loads(vpo("evaluation", "--json").stdout)["people"]
+    people = json.loads(vpo("evaluation", "--json").stdout)["targets"][TARGET]["people"]
     assert (people["votes"], people["skipped"], people["annotators"]) == (2, 1, 2)
     (row,) = people["preferences"]
     assert (row["method"], row["against"], row["rate"], row["queries"]) == ("vpo", "original", 0.75, 1)
