@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.rule import Rule
+from starlette.testclient import TestClient
 
 from tests.assets.conftest import World, errors_of, queries_of, write_queries
 from tests.assets.test_removal import evaluations, without
@@ -15,8 +17,11 @@ from vpo_assets.alignment_table import alignment_grids, alignment_summary
 from vpo_assets.optimizing import NoCheckpoint, chosen_checkpoint
 from vpo_assets.planning import plan_all
 from vpo_assets.replay import Verdict, replay
+from vpo_assets.report.tables import with_interval
 from vpo_assets.trace import trace
 from vpo_assets.transfer import transfer_rows
+from vpo_assets.viewer.application import Viewer
+from vpo_assets.whole_evaluation import targets_to_show, whole_evaluation, whole_summary
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +119,25 @@ def test_the_table_has_both_alone_and_together(aligned: World) -> None:
     assert f"{means[cells[1]]:.3f} [" in printed.get()
     without_it = {name: target for name, target in aligned.profile.targets.items() if name != ALIGNED}
     assert not list(alignment_grids(aligned.profile.model_copy(update={"targets": without_it}), rows))
+
+
+def test_the_viewer_and_vpo_evaluation_show_all_targets_and_the_comparison(aligned: World) -> None:
+    with TestClient(Viewer(aligned.platform, "shapes").asgi, base_url="http://127.0.0.1:3001") as client:
+        page = client.get("/").text
+    shown = "".join(text for text in page.split("On every target")[1].split("What people say")[0])
+    rows = transfer_rows(aligned.platform)
+    for row in rows:
+        if row["against_target"] is None:
+            assert with_interval(row["value"], row["low"], row["high"]) in shown
+    assert shown.count("VPO against Diffusion-DPO") == 1
+    both = next(row for row in alignment_summary(aligned.profile, rows) if row["what"] == "both")
+    assert f"{both['gain']['value']:.3f}" in shown
+    targets = targets_to_show(aligned.platform, None)
+    parts = list(whole_evaluation(aligned.platform, targets))
+    assert [str(part.title) for part in parts if isinstance(part, Rule)] == ["shapes", ALIGNED, "between targets"]
+    summary = whole_summary(aligned.platform, targets)
+    assert list(summary["targets"]) == ["shapes", ALIGNED]
+    assert summary["alignment"] == alignment_summary(aligned.profile, rows)
 
 
 def test_a_video_model_is_traced_to_its_films(aligned: World) -> None:

@@ -1,10 +1,11 @@
-"""The first page: what the methods are worth, what people voted, where queries went, how training went.
+"""The first page: what the methods are worth, here and on other targets, what people voted, where queries went, how
+training went.
 
 Belongs here: reading the figures that are there. Does not belong here: computing an evaluation (evaluation.py).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,11 @@ from storage.tables import (
     SFT_DATASET,
     Table,
 )
+from vpo_assets.alignment_table import alignment_summary
 from vpo_assets.evaluation_tables import NothingEvaluated, evaluation_rows, evaluation_summary
 from vpo_assets.report.data import Estimate, VideoLevelRow
 from vpo_assets.report.grids import Chart, score_chart
+from vpo_assets.transfer import estimate, matrix, transfer_rows
 from vpo_assets.viewer.charts import Line, Step, funnel, line
 from vpo_assets.viewer.results import Results
 from vpo_assets.viewer.vote_figures import VoteFigures, vote_figures
@@ -50,6 +53,17 @@ class MethodFigures:
 
 
 @dataclass(frozen=True)
+class Aligned:
+    """One cell of VPO against Diffusion-DPO and both together: what it is, and its figures with their intervals."""
+
+    target: str
+    what: str
+    score: str
+    gain: str
+    gain_of_both: str
+
+
+@dataclass(frozen=True)
 class Trained:
     """One checkpoint and its training curves."""
 
@@ -68,6 +82,9 @@ class Overview:
     methods: Sequence[MethodFigures]
     missing: str
     scores: Chart
+    transfer: Sequence[Mapping[str, str]]
+    """A line an optimizer: `optimizer`, and its score under the name of each target; none with one target only."""
+    aligned: Sequence[Aligned]
     votes: VoteFigures
     funnels: Sequence[tuple[str, Sequence[Step]]]
     trained: Sequence[Trained]
@@ -87,12 +104,18 @@ def overview(results: Results) -> Overview:
         for row in methods
         if row.score is not None
     ]
+    between = transfer_rows(results.platform)
     return Overview(
         target=results.target,
         queries=evaluation_summary(rows)["queries"] if rows else 0,
         methods=methods,
         missing=missing,
         scores=score_chart(scores),
+        transfer=matrix(between),
+        aligned=[
+            Aligned(row["target"], row["what"], *(estimate(row[name]) for name in ("score", "gain", "gain_of_both")))
+            for row in alignment_summary(results.platform.profile, between)
+        ],
         votes=vote_figures(results),
         funnels=_funnels(results),
         trained=_trained(results),
