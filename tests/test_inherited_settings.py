@@ -30,6 +30,7 @@ def test_the_profile_study_is_local_with_more_targets() -> None:
         "shapes_video_only",
         "shapes_round_2",
         "shapes_aligned",
+        "shapes_latte",
     ]
     assert shapes.model_copy(update={"evaluation": local.targets["shapes"].evaluation}) == local.targets["shapes"]
     assert study.model_dump(exclude={"targets"}) == local.model_dump(exclude={"targets"})
@@ -46,6 +47,19 @@ def test_the_aligned_target_of_the_study_differs_from_the_first_by_its_alignment
     assert aligned.alignment is not None and aligned.feedback_from == "shapes" and not aligned.evaluation.others
     alike = {"alignment": None, "feedback_from": None, "evaluation": None, "like": None}
     assert aligned.model_copy(update=alike) == first.model_copy(update=alike)
+
+
+def test_the_latte_target_of_the_study_differs_from_the_first_by_its_video_model_and_films_its_optimizer() -> None:
+    targets = load_profile("study").targets
+    first, latte = targets["shapes"], targets["shapes_latte"]
+    alike = {"video_generator": None, "evaluation": None, "like": None}
+    assert latte.model_copy(update=alike) == first.model_copy(update=alike)
+    assert first.evaluation.others["for_latte"] == "shapes_latte"
+    assert latte.evaluation.others == {"for_shapes": "shapes"}
+    steps = ("num_inference_steps", "guidance_scale", "height", "width")
+    assert {name: latte.video_generator.arguments.get(name) for name in steps} == {
+        name: first.video_generator.arguments[name] for name in steps
+    }
 
 
 def test_null_takes_away_what_is_taken_over(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from ml.metrics import GainRow, Interval, bootstrap_interval, gains, scores_by_q
 from resources.settings import Profile
 from storage.ids import content_id
 from storage.recipe import JSON
-from storage.tables import EVAL_PROMPTS, EVAL_REWARDS, TRANSFER
+from storage.tables import EVAL_PROMPTS, EVAL_REWARDS, QUERIES, TRANSFER
 from vpo_assets.alignment import is_aligned
 from vpo_assets.evaluation import EvaluationBranch, evaluated_policies
-from vpo_assets.filming import reward_recipe
+from vpo_assets.filming import SHEET_ROWS, reward_recipe
 from vpo_assets.platform import Platform
-from vpo_assets.report.pictures import IntervalBar, intervals
+from vpo_assets.report.pictures import ContactRow, IntervalBar, LabelledClip, contact_sheet, intervals
 from vpo_assets.report.plain_text import one_line
 from vpo_assets.report.tables import folding_grid, with_interval
 from vpo_assets.steps import Row, SetStep, own_columns
@@ -109,8 +109,35 @@ def _compare(platform: Platform, evaluations: Sequence[EvaluationBranch]) -> tup
             "Video-level score with 95% interval",
             "score",
         ),
+        "contact_sheet": _sheet(platform, evaluations, names, cells),
     }
     return own_columns(TRANSFER, rows), figures
+
+
+def _sheet(
+    platform: Platform, evaluations: Sequence[EvaluationBranch], names: Mapping[str, str], cells: Sequence[Cell]
+) -> bytes:
+    """A few queries, filmed from the user's own words and from each target's optimizer: the targets side by side."""
+    by_query: dict[str, dict[Cell, LabelledClip]] = {}
+    for evaluation in evaluations:
+        rows = platform.lake.query(
+            "SELECT q.query, coalesce(n.name, v.method) AS optimizer, v.uri, v.sha256 "
+            f"FROM {evaluation.videos.present(platform)} AS v JOIN {QUERIES.qualified} AS q USING (query_id) "
+            f"JOIN {EVAL_PROMPTS.at(evaluation.target).qualified} AS p USING (prompt_id) "
+            "LEFT JOIN names AS n USING (policy) "
+            "QUALIFY row_number() OVER (PARTITION BY v.prompt_id ORDER BY v.seed) = 1 "
+            f"AND dense_rank() OVER (ORDER BY v.query_id) <= {SHEET_ROWS} ORDER BY v.query_id",
+            names=_named(names),
+        ).to_pylist()
+        for row in rows:
+            cell = (row["optimizer"], evaluation.target)
+            frames = platform.videos.get(row["uri"], row["sha256"])
+            by_query.setdefault(row["query"], {})[cell] = LabelledClip(_label(cell), frames)
+    by_optimizer = sorted(cells, key=lambda cell: [one for one, _ in cells].index(cell[0]))  # stable: targets in order
+    shown = [cell for cell in by_optimizer if cell[0] not in ("few_shot", "sft")]
+    return contact_sheet(
+        [ContactRow(query, [clips[cell] for cell in shown if cell in clips]) for query, clips in by_query.items()]
+    )
 
 
 def _rewards(platform: Platform, evaluation: EvaluationBranch, names: dict[str, str]) -> pa.Table:
@@ -120,10 +147,14 @@ def _rewards(platform: Platform, evaluation: EvaluationBranch, names: dict[str, 
         f"SELECT r.query_id, coalesce(n.name, p.method) AS optimizer, r.score FROM {EVAL_REWARDS.at(target).qualified} "
         f"AS r JOIN {EVAL_PROMPTS.at(target).qualified} AS p USING (prompt_id) LEFT JOIN names AS n USING (policy) "
         f"WHERE r.video_id IN (SELECT video_id FROM {evaluation.videos.present(platform)}) ORDER BY ALL",
-        names=pa.table({"policy": list(names), "name": list(names.values())}),
+        names=_named(names),
     )
     labels = [_label((optimizer, target)) for optimizer in found["optimizer"].to_pylist()]
     return pa.table({"query_id": found["query_id"], "method": pa.array(labels, pa.string()), "score": found["score"]})
+
+
+def _named(names: Mapping[str, str]) -> pa.Table:
+    return pa.table({"policy": list(names), "name": list(names.values())})
 
 
 def comparisons(

@@ -16,6 +16,7 @@ from vpo_assets.alignment import video_model_id
 from vpo_assets.alignment_table import alignment_grids, alignment_summary
 from vpo_assets.optimizing import NoCheckpoint, chosen_checkpoint
 from vpo_assets.planning import plan_all
+from vpo_assets.publishing.folders import publish_model
 from vpo_assets.replay import Verdict, replay
 from vpo_assets.report.tables import with_interval
 from vpo_assets.trace import trace
@@ -138,6 +139,13 @@ def test_the_viewer_and_vpo_evaluation_show_all_targets_and_the_comparison(align
     summary = whole_summary(aligned.platform, targets)
     assert list(summary["targets"]) == ["shapes", ALIGNED]
     assert summary["alignment"] == alignment_summary(aligned.profile, rows)
+
+
+def test_a_card_says_that_the_video_model_was_aligned(copied: World) -> None:
+    (row,) = copied.rows(f"SELECT DISTINCT policy FROM lake.{ALIGNED}.eval_prompts WHERE method = 'vpo'")
+    card = publish_model(copied.platform, ALIGNED, row["policy"]).card
+    assert f"aligned by Diffusion-DPO ({video_model_id(copied.platform, ALIGNED)})" in card
+    assert "aligned by" not in publish_model(copied.platform, "shapes", row["policy"]).card
 
 
 def test_a_video_model_is_traced_to_its_films(aligned: World) -> None:

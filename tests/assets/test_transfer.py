@@ -50,6 +50,7 @@ def test_every_optimizer_is_scored_on_every_targets_videos(compared: tuple[World
     for name in OPTIMIZERS:
         assert f"| {name} |" in shown["scores"]
     assert shown["plot"].startswith("![")
+    assert shown["contact_sheet"].startswith("![")
 
 
 @pytest.mark.slow

@@ -329,6 +329,22 @@ def test_captions_survive_the_tokenizer_in_few_tokens(name: str) -> None:
 # ---- stand-ins for CPUs --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", [(12, 12), (48, 12), (12, 48)])
+def test_muons_iteration_equals_torchs_own_but_for_its_rounding(shape: tuple[int, int]) -> None:
+    import torch
+    from torch.optim import _muon
+
+    from ml.shapes import fast_cpu
+
+    torch.manual_seed(3)
+    gradient, coefficients = torch.randn(shape), (3.4445, -4.775, 2.0315)
+    ours = fast_cpu.orthogonal(gradient, coefficients, 5, 1e-7)
+    theirs = _muon._zeropower_via_newtonschulz(gradient, coefficients, 5, 1e-7).float()
+    torch.testing.assert_close(ours, theirs, atol=0.03, rtol=0)
+    singular = torch.linalg.svdvals(ours)
+    assert singular.min() > 0.6 and singular.max() < 1.3
+
+
 def test_attention_equals_torchs_own() -> None:
     import torch
     import torch.nn.functional as F

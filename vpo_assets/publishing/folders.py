@@ -22,6 +22,7 @@ from resources.settings import TargetSettings
 from resources.transformers_model import SAMPLED_FROM
 from storage.checkpoints import RUNS_CODE
 from storage.ids import content_id, sha256_of
+from vpo_assets.alignment import video_model_id
 from vpo_assets.platform import Platform
 from vpo_assets.publishing.cards import dataset_card, model_card, published_columns
 from vpo_assets.publishing.figures import evaluated_method, figures_markdown
@@ -79,7 +80,7 @@ def publish_model(platform: Platform, target: str, checkpoint_id: str) -> Publis
         settings,
         figures_markdown(rows, method),
         target,
-        _video_model_name(chosen),
+        _video_model(platform, target),
         _reward_name(chosen),
     )
 
@@ -147,9 +148,12 @@ def _replaced(final: Path, fill: Callable[[Path], None]) -> Path:
     return final
 
 
-def _video_model_name(target: TargetSettings) -> str:
-    model = target.video_generator.model
-    return "of the shapes world that comes with the platform" if model in EMBEDDED_VIDEO_MODELS else model
+def _video_model(platform: Platform, target: str) -> str:
+    """What its held-out prompts were filmed with."""
+    model = platform.target(target).video_generator.model
+    name = f"{model} of the shapes world that comes with the platform" if model in EMBEDDED_VIDEO_MODELS else model
+    aligned = video_model_id(platform, target)
+    return name if aligned is None else f"{name}, aligned by Diffusion-DPO ({aligned})"
 
 
 def _reward_name(target: TargetSettings) -> str:
