@@ -142,6 +142,7 @@ def test_the_viewer_and_vpo_evaluation_show_all_targets_and_the_comparison(align
 
 
 def test_a_card_says_that_the_video_model_was_aligned(copied: World) -> None:
+    copied.change(publishing={"base_model": {"id": "mit"}, "sources": {"queries.jsonl": {"id": "mit"}}})
     (row,) = copied.rows(f"SELECT DISTINCT policy FROM lake.{ALIGNED}.eval_prompts WHERE method = 'vpo'")
     card = publish_model(copied.platform, ALIGNED, row["policy"]).card
     assert f"aligned by Diffusion-DPO ({video_model_id(copied.platform, ALIGNED)})" in card
