@@ -21,7 +21,7 @@ help:
 	@echo "make vllm-env      the environment with the CPU build of vLLM only (.venv-vllm)"
 	@echo "make lint          ruff, mypy, import-linter"
 	@echo "make shapes-model  train the embedded video model anew (hours on two cores, minutes on a GPU)"
-	@echo "make latte-model   train the second embedded video model anew (70 minutes on one core)"
+	@echo "make latte-model   train the second embedded video model anew (90 minutes on one core)"
 	@echo "make docs          the documentation as a site, in site/"
 	@echo "make screenshots   take the pictures of docs/images anew"
 
@@ -99,7 +99,7 @@ shapes-model: $(READY)
 
 latte-model: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m ml.shapes.train --model latte --out ml/shapes/latte_weights \
-	  --autoencoder-steps 1600 --clips 12000 --denoiser-steps 24000
+	  --mixed-precision no --autoencoder-steps 1600 --clips 12000 --denoiser-steps 13000
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

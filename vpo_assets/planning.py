@@ -219,7 +219,10 @@ class _Planner:
             why += ["its data will change"] if data.changes else []
             why += ["the policy it starts from will change"] if base_changes else []
         else:
-            why = [f"to be trained as {checkpoint_id}", *self._training_changes(training)]
+            # The id holds a hash of the data, so it is not known before the data is.
+            known = not (data.changes or base_changes)
+            named = f"to be trained as {checkpoint_id}" if known else "to be trained once its upstreams are refreshed"
+            why = [named, *self._training_changes(training)]
         return AssetPlan(
             training.asset_name,
             new=0 if trained else 1,

@@ -66,6 +66,14 @@ def test_another_generator_concerns_videos_rewards_and_what_is_learned_from_them
     assert plans["drafts"].idle and plans["shapes/candidates"].idle and plans["sft_checkpoint"].idle
 
 
+def test_a_checkpoint_to_be_trained_is_named_where_its_data_is_known(world: World) -> None:
+    world.change(targets__shapes__dpo__epochs=9)
+    named = plans_of(world)["shapes/dpo_checkpoint"]
+    assert named.todo == 1 and named.why[0].startswith("to be trained as dpo-")
+    world.platform.camera.version = 2
+    assert plans_of(world)["shapes/dpo_checkpoint"].why[0] == "to be trained once its upstreams are refreshed"
+
+
 def test_raw_prompts_that_are_not_curated_yet_are_carried_down(world: World) -> None:
     write_queries(world.home / "queries.jsonl", queries_of(96))
     world.materialize("raw_prompts")
