@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -13,6 +13,7 @@ import pytest
 from typer.testing import Result
 
 from resources.settings import load_profile
+from storage import lake_place
 from vpo_assets.platform import Platform
 
 Vpo = Callable[..., Result]
@@ -20,6 +21,14 @@ Vpo = Callable[..., Result]
 # How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile("any pace", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("any pace")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def extensions_trusted() -> Iterator[None]:
+    """Spares each lake that a test opens the 0.3 s in which DuckDB checks the signatures of 70 MB of extensions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(lake_place.CONFIG, "allow_unsigned_extensions", True)
+        yield
 
 
 @pytest.fixture

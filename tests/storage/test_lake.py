@@ -15,6 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 import storage.extensions
+from storage import lake_place
 from storage.lake import ExtensionMissing, Lake, LakeError, checked_rows
 from storage.recipe import Recipe, stamped
 from storage.tables import BRANCH, LINEAGE_NAMES, RAW_PROMPTS, TEXT, TRUNK, Column, Table
@@ -221,6 +222,14 @@ def test_a_missing_extension_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(storage.extensions, "_packaged_files", lambda name: iter(()))
     with pytest.raises(ExtensionMissing, match="pip install duckdb-extension-sqlite-scanner=="):
         storage.extensions.load_extensions(connection, ["sqlite_scanner"])
+
+
+def test_extensions_must_be_signed_where_no_test_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(lake_place.CONFIG, "allow_unsigned_extensions")
+    (row,) = Lake(tmp_path).query("SELECT current_setting('allow_unsigned_extensions') AS trusted").to_pylist()
+    assert row["trusted"] is False
 
 
 def test_a_folder_that_cannot_hold_a_lake(tmp_path: Path) -> None:
