@@ -4,7 +4,7 @@ Belongs here: the asset `transfer`, which lays the evaluations of several target
 not belong here: the evaluation of one target (evaluation.py) or the statistics (ml/metrics.py).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,9 @@ from vpo_assets.target import feedback_source
 
 WRITERS = ("original", "few_shot", "sft")
 """What is the same for every target; any other optimizer was trained for one."""
+
+SHEET_WIDTH = 2100
+"""Pixels: three targets' clips of a tiny video model beside each other."""
 
 Cell = tuple[str, str]
 """An optimizer, and the target whose video model filmed its prompts."""
@@ -98,6 +101,7 @@ def _compare(platform: Platform, evaluations: Sequence[EvaluationBranch]) -> tup
     checkpoints = {name: checkpoint_id for checkpoint_id, name in names.items()}
     rows = [_row(cell, None, score, checkpoints) for cell, score in scores.items()]
     rows += [_row(_cell(gain.method), _cell(gain.against), _interval(gain), checkpoints) for gain in gained]
+    looked_at = dict.fromkeys(["original", *(names[made["vpo"]] for made in policies.values())])
     figures = {
         "scores": matrix(rows),
         "gains": [
@@ -109,16 +113,16 @@ def _compare(platform: Platform, evaluations: Sequence[EvaluationBranch]) -> tup
             "Video-level score with 95% interval",
             "score",
         ),
-        "contact_sheet": _sheet(platform, evaluations, names, cells),
+        "contact_sheet": _sheet(platform, evaluations, names, looked_at),
     }
     return own_columns(TRANSFER, rows), figures
 
 
 def _sheet(
-    platform: Platform, evaluations: Sequence[EvaluationBranch], names: Mapping[str, str], cells: Sequence[Cell]
+    platform: Platform, evaluations: Sequence[EvaluationBranch], names: Mapping[str, str], optimizers: Collection[str]
 ) -> bytes:
-    """A few queries, filmed from the user's own words and from each target's optimizer: the targets side by side."""
-    by_query: dict[str, dict[Cell, LabelledClip]] = {}
+    """A few queries, a row for each optimizer's films: the targets side by side."""
+    by_row: dict[tuple[str, str], list[LabelledClip]] = {}
     for evaluation in evaluations:
         rows = platform.lake.query(
             "SELECT q.query, coalesce(n.name, v.method) AS optimizer, v.uri, v.sha256 "
@@ -130,13 +134,14 @@ def _sheet(
             names=_named(names),
         ).to_pylist()
         for row in rows:
-            cell = (row["optimizer"], evaluation.target)
-            frames = platform.videos.get(row["uri"], row["sha256"])
-            by_query.setdefault(row["query"], {})[cell] = LabelledClip(_label(cell), frames)
-    by_optimizer = sorted(cells, key=lambda cell: [one for one, _ in cells].index(cell[0]))  # stable: targets in order
-    shown = [cell for cell in by_optimizer if cell[0] not in ("few_shot", "sft")]
+            if row["optimizer"] in optimizers:
+                clip = LabelledClip(f"on {evaluation.target}", platform.videos.get(row["uri"], row["sha256"]))
+                by_row.setdefault((row["query"], row["optimizer"]), []).append(clip)
+    queries = dict.fromkeys(query for query, _ in by_row)
+    ordered = [(query, one) for query in queries for one in optimizers if (query, one) in by_row]
     return contact_sheet(
-        [ContactRow(query, [clips[cell] for cell in shown if cell in clips]) for query, clips in by_query.items()]
+        [ContactRow(f"{query}  ({optimizer})", by_row[query, optimizer]) for query, optimizer in ordered],
+        widest=SHEET_WIDTH,
     )
 
 

@@ -34,7 +34,7 @@ INK, MUTED, FAINT, BLUE = "#1c2430", "#5d6978", "#d9dee5", "#3a6ea5"
 FRAME_HEIGHT = 96
 WIDEST_FRAME = 320
 MOST_FRAMES = 6
-_WIDEST_SHEET = 1312
+WIDEST_SHEET = 1312
 _NARROWEST_SHEET = 480
 _NARROWEST_CELL = 120
 _TALLEST_SHEET = 12_000
@@ -58,15 +58,15 @@ class ContactRow:
     clips: Sequence[LabelledClip]
 
 
-def contact_sheet(rows: Sequence[ContactRow]) -> bytes:
+def contact_sheet(rows: Sequence[ContactRow], *, widest: int = WIDEST_SHEET) -> bytes:
     """A PNG with a caption per row, and each clip as a strip of at most six evenly spaced frames.
 
     Frames are brought to about 96 px of height: larger ones shrunk, tiny ones enlarged by a whole factor so
-    that their pixels stay visible. Strips that do not fit beside each other wrap. Rows beyond 12,000 px of
-    height are counted instead of shown. Raises ValueError for frames of another shape or type.
+    that their pixels stay visible. Strips that do not fit beside each other in `widest` pixels wrap. Rows beyond
+    12,000 px of height are counted instead of shown. Raises ValueError for frames of another shape or type.
     """
     strips = [[(clip.label, _strip(clip)) for clip in row.clips] for row in rows]
-    width = _sheet_width(strips)
+    width = _sheet_width(strips, widest)
     blocks: list[Image.Image] = []
     height = 0
     for row, row_strips in zip(rows, strips, strict=True):
@@ -112,12 +112,12 @@ def _cell_width(strip: Image.Image) -> int:
     return max(strip.width, _NARROWEST_CELL)
 
 
-def _sheet_width(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> int:
+def _sheet_width(rows: Sequence[Sequence[tuple[str, Image.Image]]], limit: int) -> int:
     """As wide as the fullest row, between limits, and never narrower than a single strip."""
     cells = [[_cell_width(strip) for _, strip in row] for row in rows]
     fullest = max((sum(row) + _GAP * (len(row) - 1) for row in cells if row), default=0)
     widest = max((cell for row in cells for cell in row), default=0)
-    return max(widest, min(max(fullest, _NARROWEST_SHEET), _WIDEST_SHEET))
+    return max(widest, min(max(fullest, _NARROWEST_SHEET), limit))
 
 
 def _row_block(caption: str, strips: Sequence[tuple[str, Image.Image]], width: int) -> Image.Image:
