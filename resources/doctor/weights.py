@@ -69,9 +69,10 @@ def survey(profile: Profile) -> tuple[dict[str, Weights], list[Finding]]:
     """What is known of each model, by its key in the profile, and a line for each different model."""
     known: dict[str, Weights] = {}
     findings: list[Finding] = []
-    seen: dict[tuple[str, str | None], Weights | None] = {}
+    seen: dict[tuple[bool, str, str | None], Weights | None] = {}
     for key, settings in local_models(profile):
-        same = (settings.model, settings.revision)
+        # `embedded` is a language model in one place, and a video model in another.
+        same = (isinstance(settings, DiffusersSettings), settings.model, settings.revision)
         if same not in seen:
             found, finding = _look(profile, key, settings)
             seen[same] = found

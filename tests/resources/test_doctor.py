@@ -213,6 +213,9 @@ def test_the_embedded_profile_is_well_on_this_machine(vpo: Vpo) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.splitlines()[-1] == "all is well"
     assert {line.split()[0] for line in result.output.splitlines()[:-1]} == {"ok"}
+    # Both are `embedded`, and it is the video model that is a small one.
+    assert "targets.shapes.video_generator: embedded: complete, 2." in result.output
+    assert "targets.shapes.video_generator: fits: weights 0.01 GiB" in result.output
 
 
 def test_one_line_each_and_exit_code_1_for_a_fault(vpo: Vpo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

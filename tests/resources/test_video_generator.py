@@ -10,7 +10,7 @@ from ml.shapes.pixels import answers, measure, pixel_checklist
 from ml.shapes.reading import read_wish
 from resources.backend_settings import DiffusersSettings, VideoServerSettings
 from resources.diffusers_generator import DiffusersVideoGenerator
-from resources.embedded_video_models import EMBEDDED_LATTE, EMBEDDED_VIDEO_MODELS
+from resources.embedded_video_models import EMBEDDED_LATTE
 from resources.outcome import Unavailable
 from resources.video_generator import Clip, build_video_generator
 from resources.video_server import ServedVideoGenerator
@@ -123,8 +123,6 @@ Filmed = tuple[DiffusersVideoGenerator, list[str], list[Clip]]
 )
 def filmed(request: pytest.FixtureRequest) -> Filmed:
     model, arguments, prompts = request.param
-    if not (EMBEDDED_VIDEO_MODELS[model] / "model_index.json").is_file():
-        pytest.skip(f"{model} is not trained yet: there is no {EMBEDDED_VIDEO_MODELS[model]}")
     generator = DiffusersVideoGenerator(settings_of(model=model, arguments=arguments, device="cpu", batch_size=3))
     return generator, prompts, [clip_of(outcome) for outcome in generator.generate(prompts, SEEDS)]
 
