@@ -73,7 +73,7 @@ ELSEWHERE := vllm or cluster or long
 
 test: lint
 	$(BIN)/pytest -n auto -m "not (slow or ui or $(ELSEWHERE))"
-	$(BIN)/pytest -n auto --dist loadfile -m "(slow or ui) and not ($(ELSEWHERE))"
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "(slow or ui) and not ($(ELSEWHERE))"
 
 test-vllm: $(VLLM_READY)
 	$(VLLM_BIN)/pytest -m "vllm and not long" tests/vllm

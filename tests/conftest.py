@@ -23,6 +23,11 @@ hypothesis.settings.register_profile("any pace", hypothesis.settings(), deadline
 hypothesis.settings.load_profile("any pace")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the browser first: the longest of them waits for minutes, in which others work."""
+    items.sort(key=lambda item: item.get_closest_marker("ui") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def extensions_trusted() -> Iterator[None]:
     """Spares each lake that a test opens the 0.3 s in which DuckDB checks the signatures of 70 MB of extensions."""
