@@ -24,8 +24,8 @@ hypothesis.settings.load_profile("any pace")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the browser first: the longest of them waits for minutes, in which others work."""
-    items.sort(key=lambda item: item.get_closest_marker("ui") is None)
+    """Tests of servers and browsers first: the longest of them waits for minutes, in which others work."""
+    items.sort(key=lambda item: item.path.parent.name != "ui")
 
 
 @pytest.fixture(scope="session", autouse=True)
