@@ -1,11 +1,15 @@
 """Optimizers of several targets on each other's video models, side by side."""
 
+from base64 import b64decode
+from io import BytesIO
 from typing import Any
 
 import pytest
 from dagster import AssetKey
+from PIL import Image
 
 from tests.assets.conftest import World, metadata_of, queries_of, write_queries
+from vpo_assets.filming import SHEET_ROWS
 from vpo_assets.planning import plan_all
 from vpo_assets.transfer import comparisons, optimizer_names, transfer_grids, transfer_rows
 
@@ -50,7 +54,10 @@ def test_every_optimizer_is_scored_on_every_targets_videos(compared: tuple[World
     for name in OPTIMIZERS:
         assert f"| {name} |" in shown["scores"]
     assert shown["plot"].startswith("![")
-    assert shown["contact_sheet"].startswith("![")
+    rows_of_sheet = SHEET_ROWS * len(["original", "vpo for shapes", "vpo for other"])
+    sheet = Image.open(BytesIO(b64decode(shown["contact_sheet"].partition("base64,")[2].partition(")")[0])))
+    assert sheet.width > 2 * 5 * 128, "two targets beside each other"
+    assert 128 < sheet.height / rows_of_sheet < 256, "a row for each optimizer of each query"
 
 
 @pytest.mark.slow

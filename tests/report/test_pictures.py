@@ -72,6 +72,8 @@ def test_strips_that_do_not_fit_wrap() -> None:
     clip = LabelledClip("b", plain(5, 64, 64))
     one, four = (opened(contact_sheet([ContactRow("a", [clip] * n)])) for n in (1, 4))
     assert four.width < 1400 and four.height > 1.6 * one.height
+    wider = opened(contact_sheet([ContactRow("a", [clip] * 4)], widest=2700))
+    assert wider.width > 2600 and wider.height == one.height
 
 
 def test_a_sheet_survives_any_text_and_any_number_of_rows() -> None:
