@@ -71,6 +71,7 @@ demo: $(READY)
 
 ELSEWHERE := vllm or cluster or long
 
+# Files begin in the order of tests/conftest.py, not the longest lists of tests first.
 test: lint
 	$(BIN)/pytest -n auto -m "not (slow or ui or $(ELSEWHERE))"
 	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m "(slow or ui) and not ($(ELSEWHERE))"

@@ -210,7 +210,8 @@ class _Planner:
         trained = self.platform.checkpoints.exists(checkpoint_id)
         data = self._forecast(training.data)
         base_changes = training.stage == "dpo" and self._policy_changes(training.target)
-        again = not trained or data.changes or base_changes
+        waiting = data.changes or base_changes
+        again = not trained or waiting
         self.retrained[training.asset_name] = again
         examples = None if data.coming is None else data.rows * (1 - data.leaving) + data.coming
         seconds = None if examples is None else training_seconds(self.manifests, training, self.platform, examples)
@@ -220,8 +221,7 @@ class _Planner:
             why += ["the policy it starts from will change"] if base_changes else []
         else:
             # The id holds a hash of the data, so it is not known before the data is.
-            known = not (data.changes or base_changes)
-            named = f"to be trained as {checkpoint_id}" if known else "to be trained once its upstreams are refreshed"
+            named = "to be trained once its upstreams are refreshed" if waiting else f"to be trained as {checkpoint_id}"
             why = [named, *self._training_changes(training)]
         return AssetPlan(
             training.asset_name,

@@ -129,7 +129,7 @@ def _sheet(
             f"FROM {evaluation.videos.present(platform)} AS v JOIN {QUERIES.qualified} AS q USING (query_id) "
             f"JOIN {EVAL_PROMPTS.at(evaluation.target).qualified} AS p USING (prompt_id) "
             "LEFT JOIN names AS n USING (policy) "
-            "QUALIFY row_number() OVER (PARTITION BY v.prompt_id ORDER BY v.seed) = 1 "
+            "QUALIFY row_number() OVER (PARTITION BY v.query_id, optimizer ORDER BY v.seed, v.video_id) = 1 "
             f"AND dense_rank() OVER (ORDER BY v.query_id) <= {SHEET_ROWS} ORDER BY v.query_id",
             names=_named(names),
         ).to_pylist()

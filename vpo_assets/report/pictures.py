@@ -34,7 +34,7 @@ INK, MUTED, FAINT, BLUE = "#1c2430", "#5d6978", "#d9dee5", "#3a6ea5"
 FRAME_HEIGHT = 96
 WIDEST_FRAME = 320
 MOST_FRAMES = 6
-WIDEST_SHEET = 1312
+_WIDEST_SHEET = 1312
 _NARROWEST_SHEET = 480
 _NARROWEST_CELL = 120
 _TALLEST_SHEET = 12_000
@@ -58,7 +58,7 @@ class ContactRow:
     clips: Sequence[LabelledClip]
 
 
-def contact_sheet(rows: Sequence[ContactRow], *, widest: int = WIDEST_SHEET) -> bytes:
+def contact_sheet(rows: Sequence[ContactRow], *, widest: int = _WIDEST_SHEET) -> bytes:
     """A PNG with a caption per row, and each clip as a strip of at most six evenly spaced frames.
 
     Frames are brought to about 96 px of height: larger ones shrunk, tiny ones enlarged by a whole factor so
